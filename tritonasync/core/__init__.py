@@ -1,0 +1,1 @@
+"""Values, ports, errors, deadlines: every other layer may import them; they import none."""

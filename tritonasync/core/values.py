@@ -1,0 +1,161 @@
+"""What travels down and up the stages: calls, replies, and the signatures of models.
+
+Owns: plain immutable values. Refuses to know: bytes on the wire, gRPC, numpy conversions.
+
+Invariants: a :class:`Call` was checked against the model's signature by the handle that made it; an
+array in an :class:`InputTensor` already has the numpy dtype of its Triton datatype; the rows of
+``parts``, one after the other, are the rows of the tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy.typing as npt
+
+from tritonasync.core.deadline import NEVER, Deadline
+
+Array: TypeAlias = npt.NDArray[Any]
+"""An array whose dtype the model decides; numpy's own functions call this dtype ``Any`` too."""
+
+Datatype: TypeAlias = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+"""Triton's names of tensor element types, as in the KServe v2 protocol."""
+
+DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
+
+ParameterValue: TypeAlias = bool | int | float | str
+"""A request or response parameter: bool, int64, double or string (Triton's own extension)."""
+
+Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
+"""Parameters as pairs, so that a call can be a key. (``True == 1``: compare the types as well.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, datatype and shape of one input or output of a model.
+
+    Attributes:
+        name: The tensor's name in the model's configuration.
+        datatype: Triton's name of its element type.
+        shape: The axes of *one request*, the batch axis included if the model has one; -1 where the
+            model takes any size.
+        optional: Whether an input may be left out.
+    """
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The signature of a model as one server serves it.
+
+    Attributes:
+        name: The model's name.
+        version: The version asked for; ``""`` lets the server choose (its latest).
+        versions: The versions that the server has ready.
+        platform: The server's word for what runs it, such as ``"onnxruntime_onnx"``.
+        max_batch_size: The most rows of one request; 0 for a model without a batch axis.
+        inputs: The inputs, in the order of the model's configuration.
+        outputs: The outputs, in the order of the model's configuration.
+        decoupled: Whether a request may have zero or many responses.
+        stateful: Whether the model takes sequences (a sequence batcher is configured).
+    """
+
+    name: str
+    version: str
+    versions: tuple[str, ...]
+    platform: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    decoupled: bool = False
+    stateful: bool = False
+
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 of every tensor is the batch."""
+        return self.max_batch_size > 0
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input of a call, in one or more row parts.
+
+    Attributes:
+        name: The input's name.
+        datatype: Triton's name of the element type; the parts have the numpy dtype that
+            ``wire.dtypes`` gives for it (BYTES: object arrays of ``bytes`` or ``str``, or fixed-width
+            ``S`` or ``U`` arrays).
+        shape: The shape of the whole tensor, batch axis included.
+        parts: Arrays whose rows, in order, make up the tensor. Borrowed: they are read until the
+            message is built and must not be changed before.
+    """
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    parts: tuple[Array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One inference, on its way down the stages.
+
+    Attributes:
+        model: The model's name.
+        version: The model's version, ``""`` for the server's choice.
+        inputs: The inputs, each with all its rows.
+        rows: Rows along the batch axis; 0 for a model without one.
+        outputs: Names of the outputs wanted; empty for all of them.
+        parameters: Request parameters (names that begin with ``triton_`` are the server's own).
+        request_id: Echoed by the server; empty for none.
+        deadline: When the caller's time is up.
+    """
+
+    model: str
+    version: str
+    inputs: tuple[InputTensor, ...]
+    rows: int = 0
+    outputs: tuple[str, ...] = ()
+    parameters: Parameters = ()
+    request_id: str = ""
+    deadline: Deadline = NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, on its way up the stages.
+
+    Attributes:
+        model: The model that answered.
+        version: The version that answered.
+        outputs: The output arrays by name, with the shapes the server gave. Fixed-size datatypes
+            are read-only views on the received message; BYTES are object arrays of ``bytes``.
+        request_id: The id of the call, as echoed.
+        parameters: Response parameters.
+    """
+
+    model: str
+    version: str
+    outputs: dict[str, Array]
+    request_id: str = ""
+    parameters: Parameters = ()
