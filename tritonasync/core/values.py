@@ -103,8 +103,8 @@ class InputTensor:
     Attributes:
         name: The input's name.
         datatype: Triton's name of the element type; the parts have the numpy dtype that
-            ``wire.dtypes`` gives for it (BYTES: object arrays of ``bytes`` or ``str``, or fixed-width
-            ``S`` or ``U`` arrays).
+            ``wire.dtypes`` gives for it (BYTES: object arrays of ``bytes`` or ``str``, or fixed
+            width, ``S`` or ``U``).
         shape: The shape of the whole tensor, batch axis included.
         parts: Arrays whose rows, in order, make up the tensor. Borrowed: they are read until the
             message is built and must not be changed before.
