@@ -79,6 +79,7 @@ class Deadline:
 
 
 _STAGE_HINTS: Final[dict[Stage, str]] = {
+    "headers": "waiting for the function that gives headers",
     "connect": "no connection to the server yet",
     "metadata": "asking the server for the model's signature",
     "encode": "building the message on this side",

@@ -53,7 +53,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 _E = TypeVar("_E", bound="TritonError")
 
-Stage = Literal["connect", "metadata", "encode", "server", "close"]
+Stage = Literal["headers", "connect", "metadata", "encode", "server", "close"]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
 
 

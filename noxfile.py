@@ -1,0 +1,77 @@
+"""The one entry point for every check: ``nox -l`` lists the sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CODE = ["tritonasync", "tests", "examples", "benchmarks", "noxfile.py", "conftest.py"]
+
+
+def install(session: nox.Session, *groups: str, extras: str = "images") -> None:
+    """Install the package, editable, with extras and the groups of pyproject.toml."""
+    session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Classify, detect and embed with real models behind a real Triton server."""
+    install(session, "demo")
+    session.run("python", "-m", "examples.demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, on the real server, and every snippet of the documentation."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+    if not session.posargs:
+        _coverage_of_the_core(session)
+
+
+def _coverage_of_the_core(session: nox.Session) -> None:
+    """Hold the parts that decide what goes over the wire at 100 % of branches."""
+    session.run(
+        "pytest", "tests/wire", "tests/core", "tests/transport/test_status.py", "-q",
+        "--cov=tritonasync.wire", "--cov=tritonasync.core", "--cov=tritonasync.transport.status",
+        "--cov-branch", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100",
+    )  # fmt: skip
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, layering, dependencies and spelling."""
+    install(session, "lint")
+    session.run("ruff", "check", *CODE)
+    session.run("ruff", "format", "--check", *CODE)
+    session.run("lint-imports")
+    session.run("deptry", "tritonasync")
+    session.run("codespell", "tritonasync", "tests", "examples", "docs", *Path().glob("*.md"))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly, with both checkers."""
+    install(session, "types", "test")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error. Its snippets are run by ``tests``."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", "--quiet")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against the stock client, interleaved in one run (``-- --quick`` for less)."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)

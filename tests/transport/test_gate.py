@@ -1,0 +1,134 @@
+"""The gate lets in who may call, and closing waits for those inside."""
+
+import asyncio
+import os
+
+import pytest
+
+from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.errors import PoolClosedError, WrongContextError
+from tritonasync.core.values import Call, Reply
+from tritonasync.transport.gate import Gate, GateState
+
+CALL = Call("m", "", ())
+REPLY = Reply("m", "1", {})
+
+
+class Stage:
+    """Answers when told to."""
+
+    def __init__(self):
+        self.go = asyncio.Event()
+        self.forgotten = []
+
+    async def infer(self, call):
+        await self.go.wait()
+        return REPLY
+
+    async def describe(self, model, version, deadline):
+        return (model, version, deadline)
+
+    def forget(self, model):
+        self.forgotten.append(model)
+
+
+def open_gate():
+    gate, stage = Gate(), Stage()
+    gate.open()
+    gate.lead_to(stage, stage)
+    return gate, stage
+
+
+@pytest.mark.anyio
+async def test_calls_pass_an_open_gate():
+    gate, stage = open_gate()
+    stage.go.set()
+    assert await gate.infer(CALL) is REPLY
+    assert await gate.describe("m", "2", NEVER) == ("m", "2", NEVER)
+    gate.forget("m")
+    assert stage.forgotten == ["m"]
+
+
+@pytest.mark.anyio
+async def test_a_gate_that_was_never_opened_says_how_to_open_it():
+    gate = Gate()
+    with pytest.raises(PoolClosedError, match="async with"):
+        await gate.infer(CALL)
+    with pytest.raises(PoolClosedError, match="async with"):
+        await gate.describe("m", "", NEVER)
+    gate.forget("m")
+
+
+@pytest.mark.anyio
+async def test_closing_waits_for_those_inside_and_refuses_others():
+    gate, stage = open_gate()
+    inside = asyncio.create_task(gate.infer(CALL))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(gate.close(NEVER))
+    await asyncio.sleep(0)
+    with pytest.raises(PoolClosedError, match="closing"):
+        await gate.infer(CALL)
+    assert not closing.done()
+    assert gate.inside == 1
+    stage.go.set()
+    await closing
+    assert inside.done()
+    gate.shut()
+    with pytest.raises(PoolClosedError, match="closed"):
+        await gate.infer(CALL)
+
+
+@pytest.mark.anyio
+async def test_closing_gives_up_at_its_deadline():
+    gate, stage = open_gate()
+    inside = asyncio.create_task(gate.infer(CALL))
+    await asyncio.sleep(0)
+    await gate.close(Deadline.after(0.05))
+    assert gate.inside == 1
+    stage.go.set()
+    await inside
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_call_leaves_the_gate():
+    gate, _ = open_gate()
+    inside = asyncio.create_task(gate.infer(CALL))
+    await asyncio.sleep(0)
+    inside.cancel()
+    await asyncio.wait({inside})
+    assert gate.inside == 0
+    await gate.close(NEVER)
+
+
+@pytest.mark.anyio
+async def test_a_gate_opens_once():
+    gate, _ = open_gate()
+    with pytest.raises(PoolClosedError, match="open already"):
+        gate.open()
+    await gate.close(NEVER)
+    gate.shut()
+    with pytest.raises(PoolClosedError, match="make a new one"):
+        gate.open()
+
+
+def test_another_event_loop_is_refused():
+    async def make():
+        return open_gate()[0]
+
+    gate = asyncio.run(make())
+    with pytest.raises(WrongContextError, match="another event loop"):
+        asyncio.run(gate.infer(CALL))
+    assert gate.state is GateState.OPEN
+
+
+def test_no_event_loop_is_refused():
+    with pytest.raises(WrongContextError, match="asyncio"):
+        Gate().open()
+
+
+@pytest.mark.anyio
+async def test_a_forked_child_is_refused(monkeypatch):
+    gate, _ = open_gate()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(WrongContextError, match="fork"):
+        gate.check()

@@ -1,0 +1,139 @@
+"""The table from gRPC status to error: each row, in the words that a server or gRPC uses."""
+
+import pytest
+
+from tritonasync.core import errors
+from tritonasync.transport.status import error_from_status
+
+ROWS = [
+    ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", "QueueFullError"),
+    ("UNAVAILABLE", "Request timeout expired", "QueueTimeoutError"),
+    (
+        "UNAVAILABLE",
+        "This protocol is restricted, expecting header 'triton-grpc-protocol-k'",
+        "AccessDeniedError",
+    ),
+    (
+        "UNAVAILABLE",
+        "explicit model load / unload is not allowed if polling is enabled",
+        "ControlRefusedError",
+    ),
+    (
+        "UNAVAILABLE",
+        "Request for unknown model: 'm' version 1 is not at ready state",
+        "ModelNotReadyError",
+    ),
+    ("UNAVAILABLE", "GRPC server is shutting down", "ServerNotReadyError"),
+    ("UNAVAILABLE", "Server exiting", "ServerNotReadyError"),
+    ("UNAVAILABLE", "Server not ready", "ServerNotReadyError"),
+    (
+        "UNAVAILABLE",
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to "
+            "connect to remote host: connect: Connection refused (111)"
+        ),
+        "ServerUnreachableError",
+    ),
+    (
+        "UNAVAILABLE",
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Ssl handshake "
+            "failed: SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
+            "CERTIFICATE_VERIFY_FAILED"
+        ),
+        "TlsError",
+    ),
+    ("UNAVAILABLE", "Trying to connect an http1.x server", "ServerUnreachableError"),
+    ("UNAVAILABLE", "DNS resolution failed for nowhere.invalid:8001", "ServerUnreachableError"),
+    ("UNAVAILABLE", "Socket closed", "ConnectionLostError"),
+    ("UNAVAILABLE", "Too many pings", "ConnectionLostError"),
+    ("UNAVAILABLE", "", "ConnectionLostError"),
+    ("NOT_FOUND", "Unable to find shared memory region: 'r'", "RegionNotFoundError"),
+    (
+        "NOT_FOUND",
+        "Request for unknown model: 'm' has no available versions",
+        "ModelNotReadyError",
+    ),
+    ("NOT_FOUND", "Request for unknown model: 'm' is not found", "ModelNotFoundError"),
+    ("INVALID_ARGUMENT", "load failed for model 'm': version 1 is at …", "LoadFailedError"),
+    ("INVALID_ARGUMENT", "failed to register shared memory region: …", "RegionInvalidError"),
+    ("INVALID_ARGUMENT", "Invalid offset + byte size for …", "RegionInvalidError"),
+    ("INVALID_ARGUMENT", "unexpected inference input 'X'", "InvalidRequestError"),
+    ("ALREADY_EXISTS", "shared memory region 'r' already in manager", "RegionExistsError"),
+    ("ALREADY_EXISTS", "something else", "InvalidRequestError"),
+    ("INTERNAL", "failed to load 'm', failed to poll from model repository", "LoadFailedError"),
+    ("INTERNAL", "failed to unload 'm'", "LoadFailedError"),
+    ("INTERNAL", "Stub process 'm_0_0' is not healthy.", "ModelUnhealthyError"),
+    (
+        "INTERNAL",
+        "shared memory size specified … should be at least 64 bytes to hold the results",
+        "SlotTooSmallError",
+    ),
+    ("INTERNAL", "Unable to open shared memory region: '/f'", "RegionInvalidError"),
+    ("INTERNAL", "Unable to parse request", "InvalidRequestError"),
+    ("INTERNAL", "Received RST_STREAM with error code 2", "ConnectionLostError"),
+    (
+        "INTERNAL",
+        "Failed to process the request(s) for model 'm', message: ValueError: no",
+        "ModelFailedError",
+    ),
+    (
+        "UNIMPLEMENTED",
+        "ModelInfer RPC doesn't support models with decoupled transaction policy",
+        "DecoupledModelError",
+    ),
+    ("UNIMPLEMENTED", "", "UnsupportedError"),
+    (
+        "RESOURCE_EXHAUSTED",
+        "CLIENT: Received message larger than max (5 vs. 4)",
+        "MessageTooLargeError",
+    ),
+    ("RESOURCE_EXHAUSTED", "too many requests", "QueueFullError"),
+    ("UNAUTHENTICATED", "no token", "AccessDeniedError"),
+    ("PERMISSION_DENIED", "not you", "AccessDeniedError"),
+    ("DEADLINE_EXCEEDED", "Deadline Exceeded", "ConnectionLostError"),
+    ("CANCELLED", "Channel closed.", "ConnectionLostError"),
+    ("CANCELLED", "the model cancelled", "ModelFailedError"),
+    ("UNKNOWN", "Stream removed", "ConnectionLostError"),
+    ("UNKNOWN", "model says so", "ModelFailedError"),
+    ("ABORTED", "a code that Triton does not use", "ModelFailedError"),
+]
+
+
+@pytest.mark.parametrize(("code", "details", "kind"), ROWS)
+def test_each_row_gives_its_error(code, details, kind):
+    error = error_from_status(code, details, endpoint="h:1", model="m")
+    assert type(error) is getattr(errors, kind)
+    assert (error.model, error.endpoint) == ("m", "h:1")
+    assert details in str(error)
+    assert f"[{code}]" in str(error)
+    assert "model 'm' at h:1" in str(error)
+
+
+def test_a_server_error_keeps_code_and_details():
+    error = error_from_status("NOT_FOUND", "words", endpoint="h:1")
+    assert isinstance(error, errors.ServerError)
+    assert (error.code, error.details, error.model) == ("NOT_FOUND", "words", None)
+    assert str(error).startswith("h:1: words")
+
+
+@pytest.mark.parametrize(
+    ("kind", "retriable", "may_have_executed"),
+    [
+        ("ServerUnreachableError", True, False),
+        ("TlsError", False, False),
+        ("ConnectionLostError", True, True),
+        ("QueueFullError", True, False),
+        ("QueueTimeoutError", False, False),
+        ("AccessDeniedError", False, False),
+        ("ServerNotReadyError", True, False),
+        ("ModelNotReadyError", True, False),
+        ("ModelFailedError", False, True),
+        ("InvalidRequestError", False, False),
+        ("RegionNotFoundError", True, False),
+        ("DeadlineExceededError", False, True),
+    ],
+)
+def test_an_error_says_whether_to_try_again(kind, retriable, may_have_executed):
+    error = getattr(errors, kind)
+    assert (error.retriable, error.may_have_executed) == (retriable, may_have_executed)

@@ -1,0 +1,1 @@
+"""gRPC: channels, calls and their safety rules, signatures and administration of a server."""

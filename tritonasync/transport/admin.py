@@ -1,0 +1,249 @@
+"""``pool.admin``: what a user asks a server beside inference.
+
+Owns: the public signatures (``timeout_s`` in, values of ``core.reports`` out), waiting until an
+effect is there, and telling the catalog when a signature may have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ServerNotReadyError,
+    ServerUnreachableError,
+    TlsError,
+    TritonError,
+)
+from tritonasync.core.ports import ModelCatalog
+from tritonasync.core.reports import IndexEntry, ModelConfig, ModelStatistics, ServerMetadata
+from tritonasync.core.values import ModelSpec
+from tritonasync.transport.control import Control
+
+FIRST_PAUSE_S: Final = 0.02
+LONGEST_PAUSE_S: Final = 0.5
+
+
+class Admin:
+    """Liveness, readiness, signatures, statistics, loading and unloading.
+
+    Every method takes ``timeout_s``, the seconds it may take (``None``: the pool's own), and raises
+    ``DeadlineExceededError`` when they are over, ``PoolClosedError`` and ``WrongContextError`` as
+    the pool's handles do, ``ServerError`` and ``TransportError`` as the call failed.
+
+    Args:
+        control: Gives the calls of the server, after checking that the pool may be used.
+        catalog: What is told of reloaded models.
+        timeout_s: The pool's own time limit, in seconds.
+    """
+
+    def __init__(
+        self, control: Callable[[], Control], catalog: ModelCatalog, timeout_s: float | None
+    ) -> None:
+        self._control = control
+        self._catalog = catalog
+        self._timeout_s = timeout_s
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+
+    async def live(self, *, timeout_s: float | None = None) -> bool:
+        """Return whether the server is alive; ``False`` too if it cannot be reached."""
+        try:
+            return await self._control().live(self._deadline(timeout_s))
+        except TlsError:
+            raise
+        except (ServerUnreachableError, ConnectionLostError):
+            return False
+
+    async def ready(
+        self, model: str | None = None, version: str = "", *, timeout_s: float | None = None
+    ) -> bool:
+        """Return whether the server, or one of its models, is ready; ``False`` if unreachable.
+
+        Args:
+            model: The model asked for; ``None`` for the server as a whole.
+            version: A version of it; empty for any.
+            timeout_s: Seconds this may take.
+        """
+        control, deadline = self._control(), self._deadline(timeout_s)
+        try:
+            if model is None:
+                return await control.ready(deadline)
+            return await control.model_ready(model, version, deadline)
+        except TlsError:
+            raise
+        except (ServerUnreachableError, ConnectionLostError, ServerNotReadyError):
+            return False
+        except (ModelNotFoundError, ModelNotReadyError):
+            return False
+
+    async def wait_until_ready(
+        self, model: str | None = None, version: str = "", *, timeout_s: float | None = None
+    ) -> None:
+        """Wait until the server, or one of its models, is ready.
+
+        Raises:
+            DeadlineExceededError: It was not ready in time; its cause says what was the matter.
+            TlsError: No secure connection can be made, which waiting does not mend.
+        """
+        deadline = self._deadline(timeout_s)
+        where = f"model {model!r}" if model else "the server"
+
+        async def check() -> None:
+            # A connection that is refused or broken surfaces as itself and becomes the cause.
+            control = self._control()
+            if model is None:
+                ready = await control.ready(deadline)
+            else:
+                ready = await control.model_ready(model, version, deadline)
+            if not ready:
+                raise ServerNotReadyError(
+                    f"{where} at {control.target} is not ready",
+                    code="UNAVAILABLE",
+                    details="not ready",
+                    model=model,
+                    endpoint=control.target,
+                )
+
+        await _repeat(check, deadline, f"{where} was not ready")
+
+    async def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
+        """Return the server's name, version and extensions."""
+        return await self._control().server_metadata(self._deadline(timeout_s))
+
+    async def metadata(
+        self, model: str, version: str = "", *, timeout_s: float | None = None
+    ) -> ModelSpec:
+        """Return a model's signature, asked anew (a handle's ``spec()`` gives the known one)."""
+        return await self._control().describe(model, version, self._deadline(timeout_s))
+
+    async def config(
+        self, model: str, version: str = "", *, timeout_s: float | None = None
+    ) -> ModelConfig:
+        """Return a model's configuration."""
+        return await self._control().config(model, version, self._deadline(timeout_s))
+
+    async def index(
+        self, *, ready_only: bool = False, timeout_s: float | None = None
+    ) -> list[IndexEntry]:
+        """Return the model versions in the server's repositories, or those ready to answer."""
+        return await self._control().index(self._deadline(timeout_s), ready_only=ready_only)
+
+    async def statistics(
+        self, model: str = "", version: str = "", *, timeout_s: float | None = None
+    ) -> list[ModelStatistics]:
+        """Return the server's statistics of each loaded version; of all models by default."""
+        return await self._control().statistics(model, version, self._deadline(timeout_s))
+
+    async def load(
+        self,
+        model: str,
+        *,
+        config: Mapping[str, object] | str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Load a model, or load it again; done when it answers.
+
+        Args:
+            model: The model's name in the repository.
+            config: A configuration that stands in for ``config.pbtxt`` until the next load, as JSON
+                or as what becomes JSON.
+            files: The model's files by path below its folder (``"1/model.onnx"``); wants a
+                ``config``, and replaces what the repository has until the next load.
+            timeout_s: Seconds this may take; large models take minutes.
+
+        Raises:
+            ControlRefusedError: The server was not started with explicit model control.
+            LoadFailedError: The model is missing or broken; the version loaded before serves on.
+        """
+        text = config if config is None or isinstance(config, str) else json.dumps(config)
+        try:
+            await self._control().load(model, text, files or {}, self._deadline(timeout_s))
+        finally:
+            self._catalog.forget(model)
+
+    async def unload(
+        self,
+        model: str,
+        *,
+        unload_dependents: bool = False,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Unload a model.
+
+        Args:
+            model: The model's name.
+            unload_dependents: Whether the models of an ensemble go with it.
+            wait: Whether to wait until it is gone; the server itself answers before (#4844).
+            timeout_s: Seconds this may take.
+
+        Raises:
+            ControlRefusedError: The server was not started with explicit model control.
+        """
+        control, deadline = self._control(), self._deadline(timeout_s)
+        try:
+            await control.unload(model, deadline, dependents=unload_dependents)
+            if wait:
+                await _repeat(
+                    lambda: _gone(control, model, deadline),
+                    deadline,
+                    f"model {model!r} was not unloaded",
+                )
+        finally:
+            self._catalog.forget(model)
+
+
+async def _gone(control: Control, model: str, deadline: Deadline) -> None:
+    """Raise while a version of the model is still there in some state."""
+    index = await control.index(deadline)
+    states = [entry.state for entry in index if entry.name == model and entry.state]
+    left = [state for state in states if state != "UNAVAILABLE"]
+    if left:
+        raise ModelNotReadyError(
+            f"model {model!r} at {control.target} is {left[0]}",
+            code="UNAVAILABLE",
+            details=left[0],
+            model=model,
+            endpoint=control.target,
+        )
+
+
+async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, failure: str) -> None:
+    """Repeat a check with growing pauses until it stops raising what waiting can mend."""
+    # Imported late: waiting is rare, and ``import tritonasync`` should cost little.
+    from tenacity import (  # noqa: PLC0415
+        AsyncRetrying,
+        retry_if_exception,
+        stop_before_delay,
+        wait_exponential_jitter,
+    )
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, TritonError) and error.retriable),
+        wait=wait_exponential_jitter(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+        stop=stop_before_delay(deadline.remaining()),
+        reraise=True,
+    )
+    try:
+        await retrying(check)
+    except DeadlineExceededError:
+        raise
+    except TritonError as error:
+        if not error.retriable:
+            raise
+        raise DeadlineExceededError(
+            f"{failure} within {deadline.timeout_s:g} s: {error}",
+            stage="server",
+            timeout_s=deadline.timeout_s,
+            model=error.model,
+            endpoint=error.endpoint,
+        ) from error

@@ -1,0 +1,100 @@
+"""What is remembered of models' signatures.
+
+Owns: one question at a time per model, however many callers want the answer; forgetting.
+Refuses to know: how a signature is asked for (a function does that).
+
+Invariants: a caller's deadline or cancellation ends that caller's wait only, never the question
+that others wait for too; an answer that was on its way when its model was forgotten is given to
+those who waited for it and is not remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import PoolClosedError, TritonError
+from tritonasync.core.values import ModelSpec
+
+_Key: TypeAlias = tuple[str, str]
+
+ASK_TIMEOUT_S: Final = 60.0
+"""How long a question may take, whoever waits for it."""
+
+
+class Catalog:
+    """Remembers signatures (a :class:`~tritonasync.core.ports.ModelCatalog`).
+
+    Args:
+        ask: Asks a server for a model's signature.
+    """
+
+    def __init__(self, ask: Callable[[str, str, Deadline], Awaitable[ModelSpec]]) -> None:
+        self._ask = ask
+        self._specs: dict[_Key, ModelSpec] = {}
+        self._questions: dict[_Key, asyncio.Task[ModelSpec]] = {}
+        self._tasks: set[asyncio.Task[ModelSpec]] = set()
+
+    async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Return the signature, from memory where it is known.
+
+        Raises:
+            DeadlineExceededError: ``deadline`` passed (stage ``"metadata"``).
+            PoolClosedError: The pool was closed while the question was out.
+            ServerError: The server answered with an error, such as ``ModelNotFoundError``.
+            TransportError: Nobody answered.
+        """
+        known = self._specs.get((model, version))
+        if known is not None:
+            return known
+        question = self._questions.get((model, version)) or self._start((model, version))
+        left = deadline.remaining()
+        await asyncio.wait({question}, timeout=None if left == math.inf else left)
+        if not question.done():
+            raise deadline.error("metadata", model=model)
+        if question.cancelled():
+            raise PoolClosedError("the pool was closed while it asked for a signature", model=model)
+        error = question.exception()
+        if isinstance(error, TritonError):
+            raise error.copy()  # its own for each waiter: a raised object belongs to one task
+        return question.result()
+
+    def _start(self, key: _Key) -> asyncio.Task[ModelSpec]:
+        question = asyncio.get_running_loop().create_task(self._learn(key))
+        self._questions[key] = question
+        self._tasks.add(question)
+        question.add_done_callback(self._end)
+        return question
+
+    def _end(self, question: asyncio.Task[ModelSpec]) -> None:
+        self._tasks.discard(question)
+        if not question.cancelled():
+            question.exception()  # seen here, should every waiter have left
+
+    async def _learn(self, key: _Key) -> ModelSpec:
+        question = asyncio.current_task()
+        try:
+            spec = await self._ask(*key, Deadline.after(ASK_TIMEOUT_S))
+            if self._questions.get(key) is question:
+                self._specs[key] = spec
+            return spec
+        finally:
+            if self._questions.get(key) is question:
+                del self._questions[key]
+
+    def forget(self, model: str) -> None:
+        """Drop what is remembered of a model, in all versions."""
+        for key in [key for key in self._specs if key[0] == model]:
+            del self._specs[key]
+        for key in [key for key in self._questions if key[0] == model]:
+            del self._questions[key]
+
+    async def aclose(self) -> None:
+        """End the questions that are out; the calls beneath them go on to their end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

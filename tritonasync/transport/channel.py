@@ -1,0 +1,128 @@
+"""gRPC channels to one target: options, credentials, and which channel a call goes out on.
+
+Owns: the choice of channel options, each with the reason. Refuses to know: messages and errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from inspect import isawaitable
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+
+from tritonasync.core.errors import ConfigurationError
+from tritonasync.core.policies import Headers, HeaderSource, TlsConfig
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+MAX_MESSAGE_BYTES: Final = 2**31 - 1
+"""protobuf's and gRPC's own limit; gRPC's default for receiving is 4 MiB."""
+
+KEEPALIVE_MS: Final = 330_000
+"""Triton takes one ping in 300 s (``--grpc-http2-min-recv-ping-interval-without-data``) and answers
+"Too many pings" after two strikes; half a minute more leaves room for clocks and delays."""
+
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+
+_HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+
+
+def open_channels(target: str, *, count: int, tls: TlsConfig | None) -> list[grpc.aio.Channel]:
+    """Make ``count`` channels, each with a connection of its own.
+
+    Must be called inside the running event loop, to which the channels belong.
+    """
+    options = channel_options(tls)
+    if tls is None:
+        return [grpc.aio.insecure_channel(target, options=options) for _ in range(count)]
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=tls.pem("ca"),
+        private_key=tls.pem("key"),
+        certificate_chain=tls.pem("cert"),
+    )
+    return [grpc.aio.secure_channel(target, credentials, options=options) for _ in range(count)]
+
+
+def channel_options(tls: TlsConfig | None) -> list[tuple[str, int | str]]:
+    """Return gRPC's options for a channel to Triton."""
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        # Channels with equal options share a connection, and its back-off: about 1 s during which
+        # even a new channel does not see that the server is back. Each pool has its own instead.
+        ("grpc.use_local_subchannel_pool", 1),
+        # After a refused connection, try again soon: a local server restarts within a second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        # Not grpc.min_reconnect_backoff_ms: that is how long *one* attempt may take (20 s), and a
+        # low value cuts slow handshakes off ("timed out before receiving SETTINGS frame").
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # gRPC's own retries cannot know what may have run on the server.
+        ("grpc.enable_retries", 0),
+    ]
+    if tls is not None and tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return options
+
+
+def check_headers(headers: Headers) -> Metadata:
+    """Return headers as gRPC metadata.
+
+    Raises:
+        ConfigurationError: A name or value is not what HTTP/2 and gRPC allow.
+    """
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
+            raise ConfigurationError(
+                f"header {name!r}: a name has lower-case letters, digits, '-', '_' and '.', "
+                "does not begin with 'grpc-' and does not end with '-bin'"
+            )
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ConfigurationError(f"header {name!r}: its value is not printable ASCII")
+    return tuple(headers.items())
+
+
+class HeaderSupply:
+    """The metadata of each call: fixed headers, or a function's, and the protocol keys.
+
+    Args:
+        source: Headers, or a plain or async function that gives them for each call.
+        protocol_keys: Key and value of each restricted protocol, as the server was given by
+            ``--grpc-restricted-protocol=<protocols>:<key>=<value>``.
+
+    Raises:
+        ConfigurationError: A fixed header or key is not allowed.
+    """
+
+    def __init__(self, source: HeaderSource, protocol_keys: Mapping[str, str]) -> None:
+        # Triton wants the key of a restricted protocol under this prefix.
+        self._metadata = check_headers(
+            {f"triton-grpc-protocol-{key}".lower(): value for key, value in protocol_keys.items()}
+        )
+        self._source = None
+        if callable(source):
+            self._source = source
+        else:
+            self._metadata += check_headers(source)
+
+    @property
+    def fixed(self) -> Metadata | None:
+        """The metadata of every call, or ``None`` if a function must be asked."""
+        return None if self._source else self._metadata
+
+    async def ask(self) -> Metadata:
+        """Return the metadata of the next call, asking the function if there is one.
+
+        Raises:
+            ConfigurationError: The function gave a header that is not allowed.
+        """
+        if self._source is None:
+            return self._metadata
+        made = self._source()
+        return check_headers(await made if isawaitable(made) else made) + self._metadata

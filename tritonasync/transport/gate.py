@@ -1,0 +1,168 @@
+"""The first stage of all: who may call, and how many are inside.
+
+Owns: the states of a pool (a table below), its event loop and process, the count of calls that are
+inside, on which closing waits. Refuses to know: what a call is about.
+
+Invariant: what was let in may run to its end; what comes after closing began is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from enum import Enum
+from typing import Final
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import PoolClosedError, WrongContextError
+from tritonasync.core.ports import Invoker, ModelCatalog
+from tritonasync.core.values import Call, ModelSpec, Reply
+
+
+class GateState(Enum):
+    """Whether calls are let in; the value is what a refused caller is told."""
+
+    NEW = "the pool is not open: use `async with TritonPool(...)` or `await pool.open()`"
+    OPEN = "open"
+    CLOSING = "the pool is closing"
+    CLOSED = "the pool is closed"
+
+
+_NEXT: Final[dict[GateState, tuple[GateState, ...]]] = {
+    GateState.NEW: (GateState.OPEN, GateState.CLOSED),
+    GateState.OPEN: (GateState.CLOSING,),
+    GateState.CLOSING: (GateState.CLOSED,),
+    GateState.CLOSED: (),
+}
+
+
+class Gate:
+    """Lets calls through to the stages of an open pool (an ``Invoker`` and a ``ModelCatalog``).
+
+    Handles hold the gate, so that they can be made before the pool is open and outlive it.
+    """
+
+    def __init__(self) -> None:
+        self._state = GateState.NEW
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._invoker: Invoker | None = None
+        self._catalog: ModelCatalog | None = None
+        self._inside = 0
+        self._empty: asyncio.Event | None = None
+
+    @property
+    def state(self) -> GateState:
+        """Whether calls are let in."""
+        return self._state
+
+    @property
+    def inside(self) -> int:
+        """Calls let in that have not come out."""
+        return self._inside
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is another process than the one that made the pool."""
+        return os.getpid() != self._pid
+
+    def _move(self, state: GateState) -> None:
+        if state not in _NEXT[self._state]:
+            raise PoolClosedError(
+                "the pool is open already"
+                if self._state is GateState.OPEN
+                else f"{self._state.value}; make a new one"
+            )
+        self._state = state
+
+    def open(self) -> None:
+        """Bind to the running event loop; :meth:`lead_to` then says where calls go.
+
+        Raises:
+            PoolClosedError: It was opened before.
+            WrongContextError: No asyncio event loop is running.
+        """
+        loop = running_loop()
+        self._move(GateState.OPEN)
+        self._loop = loop
+
+    def lead_to(self, invoker: Invoker, catalog: ModelCatalog) -> None:
+        """Let calls in, to the given stages."""
+        self._invoker, self._catalog = invoker, catalog
+
+    def check(self) -> tuple[Invoker, ModelCatalog]:
+        """Return the stages behind the gate.
+
+        Raises:
+            PoolClosedError: The pool is not open.
+            WrongContextError: This is another event loop or process than the pool's.
+        """
+        invoker, catalog = self._invoker, self._catalog
+        if self._state is not GateState.OPEN or invoker is None or catalog is None:
+            raise PoolClosedError(self._state.value)
+        if self.forked:
+            raise WrongContextError(
+                "the pool was opened before this process was forked, and gRPC does not survive a "
+                "fork: open a pool of its own in the child, or start it by 'spawn'"
+            )
+        if running_loop() is not self._loop:
+            raise WrongContextError(
+                "the pool belongs to another event loop: open one in each loop, and call it from "
+                "there (asyncio.run makes a new loop each time)"
+            )
+        return invoker, catalog
+
+    async def infer(self, call: Call) -> Reply:
+        """Let a call through. Raises as :meth:`check` and the stages behind do."""
+        invoker, _ = self.check()
+        self._inside += 1
+        try:
+            return await invoker.infer(call)
+        finally:
+            self._leave()
+
+    async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Let a question for a signature through. Raises as :meth:`check` and the catalog do."""
+        _, catalog = self.check()
+        return await catalog.describe(model, version, deadline)
+
+    def forget(self, model: str) -> None:
+        """Drop what is remembered of a model; nothing to do where the pool is not open."""
+        if self._catalog is not None:
+            self._catalog.forget(model)
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if self._empty is not None and not self._inside:
+            self._empty.set()
+
+    async def close(self, deadline: Deadline) -> None:
+        """Refuse new calls, and wait until those inside are out or the deadline passes."""
+        self._move(GateState.CLOSING)
+        self._empty = asyncio.Event()
+        if self._inside:
+            left = deadline.remaining()
+            waiting = asyncio.ensure_future(self._empty.wait())
+            await asyncio.wait({waiting}, timeout=None if left == math.inf else left)
+            waiting.cancel()
+
+    def shut(self) -> None:
+        """Take note that everything behind the gate is closed."""
+        self._move(GateState.CLOSED)
+        self._invoker = self._catalog = None
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running asyncio loop.
+
+    Raises:
+        WrongContextError: None is running: plain code, or another async library such as trio.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise WrongContextError(
+            "no asyncio event loop is running here: gRPC's asynchronous client needs asyncio "
+            "(under anyio: anyio.run(main, backend='asyncio'); trio is not supported)"
+        ) from error

@@ -1,0 +1,178 @@
+"""From a gRPC status to the error tree: the only place that reads a server's messages.
+
+Owns: the table of rules below. A rule holds a status, a pattern searched in the details, the class
+of error and what to tell the user; the first match in a status's list wins, and the last rule of
+each list has no pattern.
+
+Refuses to know: grpc (a status comes as its name), endpoints, retrying. Pure.
+
+Sources: messages marked *seen* were produced on Triton 2.51 and are produced again by
+``tests/transport/test_status_server.py``; the others are from the server's and gRPC's sources.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tritonasync.core.errors import (
+    AccessDeniedError,
+    ConnectionLostError,
+    ControlRefusedError,
+    DecoupledModelError,
+    InvalidRequestError,
+    LoadFailedError,
+    MessageTooLargeError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ModelUnhealthyError,
+    QueueFullError,
+    QueueTimeoutError,
+    RegionExistsError,
+    RegionInvalidError,
+    RegionNotFoundError,
+    ServerError,
+    ServerNotReadyError,
+    ServerUnreachableError,
+    SlotTooSmallError,
+    TlsError,
+    TransportError,
+    UnsupportedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One row of the table: what to look for, what it means, what to do."""
+
+    pattern: re.Pattern[str] | None
+    kind: type[ServerError | TransportError]
+    advice: str
+
+
+def _rule(pattern: str | None, kind: type[ServerError | TransportError], advice: str = "") -> _Rule:
+    return _Rule(re.compile(pattern, re.IGNORECASE) if pattern else None, kind, advice)
+
+
+_LOST: Final = "the connection broke while the call was out"
+
+_UNAVAILABLE: Final = (
+    # Triton's own words come first: some hold words that gRPC uses as well.
+    _rule("exceeds maximum queue size", QueueFullError, "slow down or shed load"),  # seen
+    _rule("request timeout expired", QueueTimeoutError, "it waited too long in the server's queue"),
+    _rule("protocol is restricted", AccessDeniedError, "give the pool its protocol_keys"),  # seen
+    _rule(
+        "explicit model load / unload is not allowed",  # seen, in NONE and in POLL mode
+        ControlRefusedError,
+        "start the server with --model-control-mode=explicit",
+    ),
+    _rule("not at ready state", ModelNotReadyError, "it is being loaded or unloaded"),
+    _rule("shutting down|server exiting", ServerNotReadyError, "the server is going down"),
+    _rule("server not ready", ServerNotReadyError, "the server is still starting"),
+    # gRPC's. A client without TLS hears nothing but a closed socket from a server that wants it.
+    _rule(
+        "ssl|tls|certificate|handshak|wrong_version_number",
+        TlsError,
+        "check TlsConfig: the authority, the server's name, and that both sides use TLS",
+    ),
+    _rule(
+        "http1\\.x|http2 server|trailing data",
+        ServerUnreachableError,
+        "this is not a gRPC port; Triton's default is 8001 (8000 is HTTP, 8002 metrics)",
+    ),
+    _rule(
+        "failed to connect|connection refused|name resolution|dns resolution|no route",
+        ServerUnreachableError,
+        "is the server running, and the address right?",
+    ),
+    _rule(None, ConnectionLostError, _LOST),
+)
+
+_NOT_FOUND: Final = (
+    _rule("shared memory region", RegionNotFoundError, "was the server restarted?"),  # seen
+    _rule("no available versions", ModelNotReadyError, "it is unloaded; load it first"),  # seen
+    _rule(None, ModelNotFoundError, "pool.admin.index() lists what the server has"),  # seen
+)
+
+_INVALID_ARGUMENT: Final = (
+    _rule("load failed for model", LoadFailedError, "the server's log tells more"),  # seen
+    _rule("shared memory|offset \\+ byte size", RegionInvalidError),  # seen
+    _rule(None, InvalidRequestError),  # seen
+)
+
+_ALREADY_EXISTS: Final = (
+    _rule("shared memory", RegionExistsError, "choose a name of your own"),  # seen
+    _rule(None, InvalidRequestError),
+)
+
+_INTERNAL: Final = (
+    _rule("failed to (un)?load", LoadFailedError, "the server's log tells more"),  # seen
+    _rule("stub process .* not healthy", ModelUnhealthyError, "unload and load it"),  # seen
+    _rule("should be at least \\d+ bytes", SlotTooSmallError),  # seen
+    _rule("shared memory", RegionInvalidError),  # seen
+    _rule("unable to parse request", InvalidRequestError),  # seen
+    _rule("rst_stream|goaway", ConnectionLostError, _LOST),
+    _rule(None, ModelFailedError),  # seen
+)
+
+_UNIMPLEMENTED: Final = (
+    _rule("decoupled", DecoupledModelError, "it answers over a stream only"),  # seen
+    _rule(None, UnsupportedError, "this server does not have the call, or it is switched off"),
+)
+
+_RESOURCE_EXHAUSTED: Final = (
+    _rule("larger than|too large|message", MessageTooLargeError, "send fewer rows a call"),
+    _rule(None, QueueFullError, "slow down or shed load"),
+)
+
+_DENIED: Final = (_rule(None, AccessDeniedError, "check the pool's headers"),)
+
+_TABLE: Final[dict[str, tuple[_Rule, ...]]] = {
+    "UNAVAILABLE": _UNAVAILABLE,
+    "NOT_FOUND": _NOT_FOUND,
+    "INVALID_ARGUMENT": _INVALID_ARGUMENT,
+    "ALREADY_EXISTS": _ALREADY_EXISTS,
+    "INTERNAL": _INTERNAL,
+    "UNIMPLEMENTED": _UNIMPLEMENTED,
+    "RESOURCE_EXHAUSTED": _RESOURCE_EXHAUSTED,
+    "UNAUTHENTICATED": _DENIED,
+    "PERMISSION_DENIED": _DENIED,
+    # The deadline given to gRPC lies far beyond the caller's: nobody answered for minutes.
+    "DEADLINE_EXCEEDED": (_rule(None, ConnectionLostError, "no answer came at all"),),
+    "CANCELLED": (
+        _rule("channel closed|locally cancelled", ConnectionLostError, _LOST),
+        _rule(None, ModelFailedError),  # a python model may answer with this code
+    ),
+    "UNKNOWN": (
+        _rule("stream removed", ConnectionLostError, _LOST),
+        _rule(None, ModelFailedError),
+    ),
+}
+
+_OTHERWISE: Final = (_rule(None, ModelFailedError),)
+
+
+def error_from_status(
+    code: str, details: str, *, endpoint: str, model: str | None = None
+) -> ServerError | TransportError:
+    """Return the error that a failed call means.
+
+    Args:
+        code: gRPC's name of the status, such as ``"UNAVAILABLE"``.
+        details: The status's message.
+        endpoint: The target called.
+        model: The model called, if the call was about one.
+    """
+    rule = next(
+        rule
+        for rule in _TABLE.get(code, _OTHERWISE)
+        if rule.pattern is None or rule.pattern.search(details)
+    )
+    subject = f"model {model!r} at {endpoint}" if model else endpoint
+    advice = f" ({rule.advice})" if rule.advice else ""
+    message = f"{subject}: {details or 'no details'} [{code}]{advice}"
+    if issubclass(rule.kind, ServerError):
+        return rule.kind(message, code=code, details=details, model=model, endpoint=endpoint)
+    return rule.kind(message, model=model, endpoint=endpoint)
