@@ -12,7 +12,7 @@ import grpc.aio
 Answer = Callable[[bytes], Awaitable[bytes]]
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Makes the scripted server end a call with a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -52,7 +52,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
             self.time_remaining.append(context.time_remaining())
             try:
                 return await self.methods[name](message)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 await context.abort(refusal.code, refusal.details)
                 raise AssertionError from refusal
             except asyncio.CancelledError:

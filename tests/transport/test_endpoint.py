@@ -10,7 +10,7 @@ import warnings
 import grpc
 import pytest
 
-from tests.transport.scripted import Refusal, ScriptedServer
+from tests.transport.scripted import RefusalError, ScriptedServer
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     ConfigurationError,
@@ -153,7 +153,7 @@ async def test_a_port_where_nobody_listens_is_unreachable():
 
 async def test_a_status_becomes_an_error_with_its_cause():
     async def refuse(message):
-        raise Refusal(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found")
+        raise RefusalError(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found")
 
     async with ScriptedServer(ModelInfer=refuse) as server:
         endpoint = make_endpoint(server.target)

@@ -37,11 +37,23 @@ ROWS = [
     (
         "UNAVAILABLE",
         (
-            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Ssl handshake "
-            "failed: SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+            "Ssl handshake failed: SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
             "CERTIFICATE_VERIFY_FAILED"
         ),
         "TlsError",
+    ),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Custom "
+        "verification check failed with error: UNAUTHENTICATED: Hostname Verification Check failed",
+        "TlsError",
+    ),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1: "
+        "Socket closed",
+        "ServerUnreachableError",
     ),
     ("UNAVAILABLE", "Trying to connect an http1.x server", "ServerUnreachableError"),
     ("UNAVAILABLE", "DNS resolution failed for nowhere.invalid:8001", "ServerUnreachableError"),
@@ -55,6 +67,7 @@ ROWS = [
         "ModelNotReadyError",
     ),
     ("NOT_FOUND", "Request for unknown model: 'm' is not found", "ModelNotFoundError"),
+    ("INVALID_ARGUMENT", "requested model 'm' is not available", "ModelNotFoundError"),
     ("INVALID_ARGUMENT", "load failed for model 'm': version 1 is at …", "LoadFailedError"),
     ("INVALID_ARGUMENT", "failed to register shared memory region: …", "RegionInvalidError"),
     ("INVALID_ARGUMENT", "Invalid offset + byte size for …", "RegionInvalidError"),

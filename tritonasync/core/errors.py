@@ -255,7 +255,11 @@ class ModelFailedError(ServerError):
 
 
 class ModelUnhealthyError(ModelFailedError):
-    """The model's own process died on the server. Unload and load the model to mend it."""
+    """The model's own process died on the server.
+
+    Loading the model mends it, after an unload that is not waited for: ``unload(name, wait=False)``
+    and ``load(name)``. The unload of such a model never ends by itself (seen on 2.51).
+    """
 
 
 class DecoupledModelError(ServerError):

@@ -38,6 +38,14 @@ class ModelCatalog(Protocol):
         """
         ...
 
+    def known(self, model: str, version: str) -> ModelSpec | None:
+        """Return the signature if it is in memory; the short way for each call but the first.
+
+        Raises:
+            UsageError: The pool may not be used here or now.
+        """
+        ...
+
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model, because it may have been reloaded."""
         ...

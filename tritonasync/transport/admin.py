@@ -154,10 +154,11 @@ class Admin:
 
         Args:
             model: The model's name in the repository.
-            config: A configuration that stands in for ``config.pbtxt`` until the next load, as JSON
-                or as what becomes JSON.
-            files: The model's files by path below its folder (``"1/model.onnx"``); wants a
-                ``config``, and replaces what the repository has until the next load.
+            config: A configuration that stands in for ``config.pbtxt``, as JSON or as what becomes
+                JSON. It stays until the model is unloaded, or is loaded after its files have
+                changed: a plain load in between changes nothing (seen on 2.51).
+            files: The model's files by path below its folder (``"1/model.onnx"``) in place of the
+                repository's; wants a ``config``, and stays until the next load.
             timeout_s: Seconds this may take; large models take minutes.
 
         Raises:
@@ -183,38 +184,36 @@ class Admin:
         Args:
             model: The model's name.
             unload_dependents: Whether the models of an ensemble go with it.
-            wait: Whether to wait until it is gone; the server itself answers before (#4844).
+            wait: Whether to wait until it is gone; the server itself answers before (#4844). A
+                model whose process died is never gone: pass ``False`` and load it.
             timeout_s: Seconds this may take.
 
         Raises:
             ControlRefusedError: The server was not started with explicit model control.
+            DeadlineExceededError: It was not gone in time; requests may still be at work in it.
         """
         control, deadline = self._control(), self._deadline(timeout_s)
         try:
             await control.unload(model, deadline, dependents=unload_dependents)
             if wait:
-                await _repeat(
-                    lambda: _gone(control, model, deadline),
-                    deadline,
-                    f"model {model!r} was not unloaded",
-                )
+                await self._wait_until_gone(control, model, deadline)
         finally:
             self._catalog.forget(model)
 
+    async def _wait_until_gone(self, control: Control, model: str, deadline: Deadline) -> None:
+        async def check() -> None:
+            states = {entry.state for entry in await control.index(deadline) if entry.name == model}
+            left = states - {"", "UNAVAILABLE"}
+            if left:
+                raise ModelNotReadyError(
+                    f"model {model!r} at {control.target} is {', '.join(sorted(left))}",
+                    code="UNAVAILABLE",
+                    details=", ".join(sorted(left)),
+                    model=model,
+                    endpoint=control.target,
+                )
 
-async def _gone(control: Control, model: str, deadline: Deadline) -> None:
-    """Raise while a version of the model is still there in some state."""
-    index = await control.index(deadline)
-    states = [entry.state for entry in index if entry.name == model and entry.state]
-    left = [state for state in states if state != "UNAVAILABLE"]
-    if left:
-        raise ModelNotReadyError(
-            f"model {model!r} at {control.target} is {left[0]}",
-            code="UNAVAILABLE",
-            details=left[0],
-            model=model,
-            endpoint=control.target,
-        )
+        await _repeat(check, deadline, f"model {model!r} was not unloaded")
 
 
 async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, failure: str) -> None:
@@ -224,12 +223,12 @@ async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, fail
         AsyncRetrying,
         retry_if_exception,
         stop_before_delay,
-        wait_exponential_jitter,
+        wait_random_exponential,
     )
 
     retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, TritonError) and error.retriable),
-        wait=wait_exponential_jitter(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+        wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
         stop=stop_before_delay(deadline.remaining()),
         reraise=True,
     )

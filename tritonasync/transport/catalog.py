@@ -38,6 +38,10 @@ class Catalog:
         self._questions: dict[_Key, asyncio.Task[ModelSpec]] = {}
         self._tasks: set[asyncio.Task[ModelSpec]] = set()
 
+    def known(self, model: str, version: str) -> ModelSpec | None:
+        """Return the signature if it is in memory."""
+        return self._specs.get((model, version))
+
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         """Return the signature, from memory where it is known.
 

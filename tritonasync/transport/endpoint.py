@@ -3,20 +3,20 @@
 Owns: the rule that a call which was sent is never cancelled. Triton 2.51 dies (SIGSEGV) of unary
 calls that are cancelled, whose deadline expires, or whose channel closes while they are out, within
 seconds under load; the fixes are spread over 2.53 to 2.59 (server issues #7368, #7472, #8034). So
-each call runs in a task of this endpoint's, and its caller waits on a bare future beside it: a
-caller that leaves, or whose time is up, drops the future, and the call goes on to its end.
+the caller of a call waits on a bare future beside it (``flights``): a caller that leaves, or whose
+time is up, drops the future, and the call goes on to its end.
 
 Refuses to know: tensors and models' signatures; a message is bytes here.
 
-Invariants: a message is sent once; every task is in ``_running`` until it ends, and
-:meth:`Endpoint.aclose` waits for all of them before a channel is closed. These tasks are plain
-asyncio tasks and no task group's, because a task group would cancel them with the scope they were
-started in.
+Invariants: a message is sent once; a call is awaited only when its status is there, since awaiting
+is what makes gRPC cancel it with its caller; :meth:`Endpoint.aclose` waits for all calls before a
+channel is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -26,8 +26,15 @@ import grpc
 import grpc.aio
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import ConnectionLostError, PoolClosedError, Stage, TritonError
+from tritonasync.core.errors import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    PoolClosedError,
+    Stage,
+    TritonError,
+)
 from tritonasync.transport.channel import HeaderSupply, Metadata
+from tritonasync.transport.flights import Flight, Flights, UnaryCall
 from tritonasync.transport.status import error_from_status
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -40,8 +47,9 @@ _RPC_LONGEST_S: Final = 86_400.0
 call whose server is gone without a word."""
 
 
+_TEARDOWN_S: Final = 0.05
+
 _Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
-_Call: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,8 @@ class Endpoint:
         self.target = target
         self._lanes = [_Lane(channel) for channel in channels]
         self._headers = headers
-        self._running: set[asyncio.Task[None]] = set()
+        self._flights = Flights(self._late, self._landed)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._succeeded = 0
         self._failed = 0
@@ -131,69 +140,57 @@ class Endpoint:
             metadata = await self._ask_headers(deadline, model)
         if self._closing:
             raise PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
-        deadline.check(stage, model=model, endpoint=self.target)
+        left = deadline.remaining()
+        if not left:
+            raise deadline.error(stage, model=model, endpoint=self.target)
         lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=_load)
-        call = lane.method(method)(message, timeout=_rpc_timeout(deadline), metadata=metadata)
-        waiter = self._follow(call, lane, model)
-        if deadline.at == math.inf:
-            return await waiter
-        timer = asyncio.get_running_loop().call_later(
-            deadline.remaining(), self._expire, waiter, lane, deadline, stage, model
-        )
-        try:
-            return await waiter
-        finally:
-            timer.cancel()
-
-    def _follow(self, call: _Call, lane: _Lane, model: str | None) -> asyncio.Future[bytes]:
-        """Start the task that sees a call to its end; return the future its caller waits on."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bytes] = loop.create_future()
-        task = loop.create_task(self._finish(call, lane, waiter, model))
+        timeout = min(left + RPC_GRACE_S, _RPC_LONGEST_S)
+        call = lane.method(method)(message, timeout=timeout, metadata=metadata)
         lane.in_flight += 1
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return waiter
+        flight = Flight(call, lane, deadline, stage, model)
+        self._flights.launch(flight)
+        await flight.waiter
+        return await self._outcome(call, model)
 
-    async def _finish(
-        self, call: _Call, lane: _Lane, waiter: asyncio.Future[bytes], model: str | None
-    ) -> None:
-        """See a call to its end, whether or not its caller still waits."""
-        error: TritonError | None = None
-        answer = b""
+    def _landed(self, flight: Flight[_Lane]) -> None:
+        flight.lane.in_flight -= 1
+        if flight.forsaken:
+            self._abandoned += 1
+            # What became of it counts as well, and gRPC tells only those who await.
+            task = asyncio.get_running_loop().create_task(self._see_off(flight.call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _see_off(self, call: UnaryCall) -> None:
+        with contextlib.suppress(TritonError):
+            await self._outcome(call, None)
+
+    def _late(self, flight: Flight[_Lane]) -> DeadlineExceededError:
+        state = flight.lane.channel.get_state()
+        stage = flight.stage if state is grpc.ChannelConnectivity.READY else "connect"
+        return flight.deadline.error(stage, model=flight.model, endpoint=self.target)
+
+    async def _outcome(self, call: UnaryCall, model: str | None) -> bytes:
+        """Return the answer of a call whose status is there, or raise what it means."""
         try:
             answer = await call
         except grpc.aio.AioRpcError as failure:
-            error = error_from_status(
-                failure.code().name, failure.details() or "", endpoint=self.target, model=model
-            )
-            error.__cause__ = failure
-        except BaseException as failure:
-            # Only the end of the event loop, or a failure within gRPC, comes here.
-            error = ConnectionLostError(
-                f"{self.target}: the call was torn down ({failure!r})", endpoint=self.target
-            )
-            error.__cause__ = failure
-            if not isinstance(failure, Exception):
-                raise
-        finally:
-            lane.in_flight -= 1
-            self._settle(waiter, answer, error)
-
-    def _settle(
-        self, waiter: asyncio.Future[bytes], answer: bytes, error: TritonError | None
-    ) -> None:
-        """Count an ended call and wake its caller, unless that one has left."""
-        if error is None:
-            self._succeeded += 1
-        else:
             self._failed += 1
-        if waiter.done():
-            self._abandoned += 1
-        elif error is None:
-            waiter.set_result(answer)
-        else:
-            waiter.set_exception(error)
+            raise error_from_status(
+                failure.code().name, failure.details() or "", endpoint=self.target, model=model
+            ) from failure
+        except asyncio.CancelledError as failure:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._failed += 1  # not the caller: the call, by the closing of its channel
+            raise ConnectionLostError(
+                f"{self.target}: the call was torn down with its connection",
+                model=model,
+                endpoint=self.target,
+            ) from failure
+        self._succeeded += 1
+        return answer
 
     async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
         """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""
@@ -206,22 +203,6 @@ class Endpoint:
             if not scope.expired():  # the function's own
                 raise
             raise deadline.error("headers", model=model, endpoint=self.target) from error
-
-    def _expire(
-        self,
-        waiter: asyncio.Future[bytes],
-        lane: _Lane,
-        deadline: Deadline,
-        stage: Stage,
-        model: str | None,
-    ) -> None:
-        """Let the caller go; the call goes on."""
-        if waiter.done():
-            return
-        connected = lane.channel.get_state() is grpc.ChannelConnectivity.READY
-        waiter.set_exception(
-            deadline.error(stage if connected else "connect", model=model, endpoint=self.target)
-        )
 
     def statistics(self) -> EndpointStatistics:
         """Return what this endpoint has done so far."""
@@ -244,28 +225,24 @@ class Endpoint:
         ``ResourceWarning``: below Triton 2.59 that can crash the server.
         """
         self.stop_taking()
-        try:
-            await self._drain(deadline)
-        finally:
-            for lane in self._lanes:
-                await lane.channel.close()
-
-    async def _drain(self, deadline: Deadline) -> None:
-        if self._running:
-            left = deadline.remaining()
-            await asyncio.wait(self._running, timeout=None if left == math.inf else left)
-        if self._running:
-            warnings.warn(
-                f"{self.target}: {len(self._running)} calls were still out when the pool's closing "
-                f"time of {deadline.timeout_s:g} s was over; they are torn down",
-                ResourceWarning,
-                stacklevel=2,
-            )
+        await self._flights.wait_until_quiet(deadline)
+        torn = len(self._flights)
+        for lane in self._lanes:
+            await lane.channel.close()
+        self._flights.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not torn:
+            return
+        # gRPC reports the end of each torn call to this event loop a moment later; were the loop
+        # closed by then, the report would be raised in another loop of the process.
+        await asyncio.sleep(_TEARDOWN_S)
+        warnings.warn(
+            f"{self.target}: {torn} calls were still out when the pool's closing time of "
+            f"{deadline.timeout_s:g} s was over; they were torn down",
+            ResourceWarning,
+            stacklevel=2,
+        )
 
 
 def _load(lane: _Lane) -> int:
     return lane.in_flight
-
-
-def _rpc_timeout(deadline: Deadline) -> float:
-    return min(deadline.remaining() + RPC_GRACE_S, _RPC_LONGEST_S)

@@ -19,6 +19,17 @@ from tritonasync.core.errors import PoolClosedError, WrongContextError
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, ModelSpec, Reply
 
+_generation = 0
+"""Counts forks: cheaper to compare on each call than the process id, which is a system call."""
+
+
+def _note_fork() -> None:
+    global _generation  # noqa: PLW0603 - one number for the process
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
 
 class GateState(Enum):
     """Whether calls are let in; the value is what a refused caller is told."""
@@ -45,7 +56,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._state = GateState.NEW
-        self._pid = os.getpid()
+        self._generation = _generation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._invoker: Invoker | None = None
         self._catalog: ModelCatalog | None = None
@@ -65,7 +76,7 @@ class Gate:
     @property
     def forked(self) -> bool:
         """Whether this is another process than the one that made the pool."""
-        return os.getpid() != self._pid
+        return self._generation != _generation
 
     def _move(self, state: GateState) -> None:
         if state not in _NEXT[self._state]:
@@ -121,6 +132,11 @@ class Gate:
             return await invoker.infer(call)
         finally:
             self._leave()
+
+    def known(self, model: str, version: str) -> ModelSpec | None:
+        """Return a signature from memory. Raises as :meth:`check` does."""
+        _, catalog = self.check()
+        return catalog.known(model, version)
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         """Let a question for a signature through. Raises as :meth:`check` and the catalog do."""

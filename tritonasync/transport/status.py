@@ -71,9 +71,9 @@ _UNAVAILABLE: Final = (
     _rule("not at ready state", ModelNotReadyError, "it is being loaded or unloaded"),
     _rule("shutting down|server exiting", ServerNotReadyError, "the server is going down"),
     _rule("server not ready", ServerNotReadyError, "the server is still starting"),
-    # gRPC's. A client without TLS hears nothing but a closed socket from a server that wants it.
+    # gRPC's own.
     _rule(
-        "ssl|tls|certificate|handshak|wrong_version_number",
+        "\\bssl|\\btls\\b|certificate|handshake|verification check",  # seen
         TlsError,
         "check TlsConfig: the authority, the server's name, and that both sides use TLS",
     ),
@@ -81,6 +81,13 @@ _UNAVAILABLE: Final = (
         "http1\\.x|http2 server|trailing data",
         ServerUnreachableError,
         "this is not a gRPC port; Triton's default is 8001 (8000 is HTTP, 8002 metrics)",
+    ),
+    # All that is heard from a port that speaks HTTP, or TLS to a client without (a certificate).
+    _rule(
+        "failed to connect.*socket closed",  # seen
+        ServerUnreachableError,
+        "somebody listens there and hung up: is it another port than gRPC's (Triton's default is "
+        "8001; 8000 is HTTP), or does the server want TLS, or a client certificate (TlsConfig)?",
     ),
     _rule(
         "failed to connect|connection refused|name resolution|dns resolution|no route",
@@ -97,6 +104,8 @@ _NOT_FOUND: Final = (
 )
 
 _INVALID_ARGUMENT: Final = (
+    # How the statistics call says that it does not know a model: seen.
+    _rule("requested model .* not available", ModelNotFoundError, "is the name right?"),
     _rule("load failed for model", LoadFailedError, "the server's log tells more"),  # seen
     _rule("shared memory|offset \\+ byte size", RegionInvalidError),  # seen
     _rule(None, InvalidRequestError),  # seen
@@ -109,7 +118,11 @@ _ALREADY_EXISTS: Final = (
 
 _INTERNAL: Final = (
     _rule("failed to (un)?load", LoadFailedError, "the server's log tells more"),  # seen
-    _rule("stub process .* not healthy", ModelUnhealthyError, "unload and load it"),  # seen
+    _rule(
+        "stub process .* not healthy",
+        ModelUnhealthyError,
+        "unload it (wait=False, for it never ends) and load it",
+    ),  # seen
     _rule("should be at least \\d+ bytes", SlotTooSmallError),  # seen
     _rule("shared memory", RegionInvalidError),  # seen
     _rule("unable to parse request", InvalidRequestError),  # seen
