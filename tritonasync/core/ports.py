@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.values import Call, ModelSpec, Reply
@@ -11,8 +12,8 @@ from tritonasync.core.values import Call, ModelSpec, Reply
 class Invoker(Protocol):
     """A stage between a handle and the server: takes a call, gives its reply."""
 
-    async def infer(self, call: Call) -> Reply:
-        """Run one inference.
+    def infer(self, call: Call) -> Coroutine[Any, Any, Reply]:
+        """Run one inference (``async def``, or what gives the next stage's coroutine).
 
         A cancelled caller harms nobody: the stage below goes on with the request it has sent.
 

@@ -16,7 +16,6 @@ channel is closed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from tritonasync.core.errors import (
     DeadlineExceededError,
     PoolClosedError,
     Stage,
-    TritonError,
 )
 from tritonasync.transport.channel import HeaderSupply, Metadata
 from tritonasync.transport.flights import Flight, Flights, UnaryCall
@@ -150,7 +148,26 @@ class Endpoint:
         flight = Flight(call, lane, deadline, stage, model)
         self._flights.launch(flight)
         await flight.waiter
-        return await self._outcome(call, model)
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as failure:
+            self._failed += 1
+            raise error_from_status(
+                failure.code().name, failure.details() or "", endpoint=self.target, model=model
+            ) from failure
+        except asyncio.CancelledError as failure:
+            self._failed += 1
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not the caller was cancelled but the call, by the closing of its channel.
+            raise ConnectionLostError(
+                f"{self.target}: the call was torn down with its connection",
+                model=model,
+                endpoint=self.target,
+            ) from failure
+        self._succeeded += 1
+        return answer
 
     def _landed(self, flight: Flight[_Lane]) -> None:
         flight.lane.in_flight -= 1
@@ -162,35 +179,16 @@ class Endpoint:
             task.add_done_callback(self._tasks.discard)
 
     async def _see_off(self, call: UnaryCall) -> None:
-        with contextlib.suppress(TritonError):
-            await self._outcome(call, None)
+        try:
+            await call
+            self._succeeded += 1
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            self._failed += 1
 
     def _late(self, flight: Flight[_Lane]) -> DeadlineExceededError:
         state = flight.lane.channel.get_state()
         stage = flight.stage if state is grpc.ChannelConnectivity.READY else "connect"
         return flight.deadline.error(stage, model=flight.model, endpoint=self.target)
-
-    async def _outcome(self, call: UnaryCall, model: str | None) -> bytes:
-        """Return the answer of a call whose status is there, or raise what it means."""
-        try:
-            answer = await call
-        except grpc.aio.AioRpcError as failure:
-            self._failed += 1
-            raise error_from_status(
-                failure.code().name, failure.details() or "", endpoint=self.target, model=model
-            ) from failure
-        except asyncio.CancelledError as failure:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self._failed += 1  # not the caller: the call, by the closing of its channel
-            raise ConnectionLostError(
-                f"{self.target}: the call was torn down with its connection",
-                model=model,
-                endpoint=self.target,
-            ) from failure
-        self._succeeded += 1
-        return answer
 
     async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
         """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""

@@ -16,17 +16,21 @@ from tritonasync.core.errors import ProtocolError
 from tritonasync.core.values import Call, Reply
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.wire.decode import decode_response
-from tritonasync.wire.encode import encode_request, request_nbytes
+from tritonasync.wire.encode import encode_request, encode_small
 
 OFFLOAD_NBYTES: Final = 1 << 20
 """Messages from this size on, in bytes, are built in a worker thread: copying 1 MiB takes about
 0.2 ms, going to a thread and back about 0.1 ms."""
 
 
+_LONG_STRINGS_NBYTES: Final = 1 << 17
+"""Answers with strings from this size on are read in a worker thread: a string may be as short as
+its 4 bytes of length, and takes 0.1 to 0.2 µs, so that this many bytes take up to 5 ms. Fixed-size
+outputs are views, made in microseconds whatever their size."""
+
 _DATATYPE_BYTES: Final = b"BYTES"
 _HEAD_NBYTES: Final = 4096
-"""Where to look for the word: a head this long may hold it. Fixed-size outputs are views, made in
-microseconds whatever their size; strings take 0.1 µs each, so that many go to a thread as well."""
+"""How much of an answer is searched for that word; a miss costs time in the loop, and no more."""
 
 
 class UnaryInvoker:
@@ -52,16 +56,15 @@ class UnaryInvoker:
             ServerError: The server answered with an error.
             TransportError: Nobody answered, or not with a Triton response.
         """
-        if request_nbytes(call) < OFFLOAD_NBYTES:
-            message = encode_request(call)
-        else:
+        message = encode_small(call, OFFLOAD_NBYTES)
+        if message is None:
             message = await anyio.to_thread.run_sync(encode_request, call, limiter=self._limiter)
             call.deadline.check("encode", model=call.model, endpoint=self._endpoint.target)
         answer = await self._endpoint.exchange(
             "ModelInfer", message, call.deadline, model=call.model
         )
         try:
-            if len(answer) < OFFLOAD_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
+            if len(answer) < _LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
                 return decode_response(answer)
             return await anyio.to_thread.run_sync(decode_response, answer, limiter=self._limiter)
         except ProtocolError as error:

@@ -1,0 +1,1 @@
+"""Measurements against the stock client, side by side in one run: ``nox -s bench``."""
