@@ -1,1 +1,1 @@
-"""pytest support."""
+"""Testing against a real Triton: the pytest plugin, loaded by pytest itself where installed."""
