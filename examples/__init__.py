@@ -1,0 +1,1 @@
+"""Programs to read and run from a clone of the repository; none of it is in the package."""
