@@ -143,7 +143,7 @@ class Endpoint:
             raise deadline.error(stage, model=model, endpoint=self.target)
         lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=_load)
         timeout = min(left + RPC_GRACE_S, _RPC_LONGEST_S)
-        call = lane.method(method)(message, timeout=timeout, metadata=metadata)
+        call = lane.method(method)(message, timeout=timeout, metadata=metadata or None)
         lane.in_flight += 1
         flight = Flight(call, lane, deadline, stage, model)
         self._flights.launch(flight)

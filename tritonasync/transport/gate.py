@@ -58,8 +58,7 @@ class Gate:
         self._state = GateState.NEW
         self._generation = _generation
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._invoker: Invoker | None = None
-        self._catalog: ModelCatalog | None = None
+        self._stages: tuple[Invoker, ModelCatalog] | None = None  # while open
         self._inside = 0
         self._empty: asyncio.Event | None = None
 
@@ -100,7 +99,7 @@ class Gate:
 
     def lead_to(self, invoker: Invoker, catalog: ModelCatalog) -> None:
         """Let calls in, to the given stages."""
-        self._invoker, self._catalog = invoker, catalog
+        self._stages = invoker, catalog
 
     def check(self) -> tuple[Invoker, ModelCatalog]:
         """Return the stages behind the gate.
@@ -109,20 +108,27 @@ class Gate:
             PoolClosedError: The pool is not open.
             WrongContextError: This is another event loop or process than the pool's.
         """
-        invoker, catalog = self._invoker, self._catalog
-        if self._state is not GateState.OPEN or invoker is None or catalog is None:
-            raise PoolClosedError(self._state.value)
+        stages = self._stages
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if stages is not None and loop is self._loop and self._generation == _generation:
+            return stages
+        raise self._refusal()
+
+    def _refusal(self) -> PoolClosedError | WrongContextError:
+        if self._stages is None:
+            return PoolClosedError(self._state.value)
         if self.forked:
-            raise WrongContextError(
+            return WrongContextError(
                 "the pool was opened before this process was forked, and gRPC does not survive a "
                 "fork: open a pool of its own in the child, or start it by 'spawn'"
             )
-        if running_loop() is not self._loop:
-            raise WrongContextError(
-                "the pool belongs to another event loop: open one in each loop, and call it from "
-                "there (asyncio.run makes a new loop each time)"
-            )
-        return invoker, catalog
+        return WrongContextError(
+            "the pool belongs to another event loop: open one in each loop, and call it from "
+            "there (asyncio.run makes a new loop each time)"
+        )
 
     async def infer(self, call: Call) -> Reply:
         """Let a call through. Raises as :meth:`check` and the stages behind do."""
@@ -145,8 +151,8 @@ class Gate:
 
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model; nothing to do where the pool is not open."""
-        if self._catalog is not None:
-            self._catalog.forget(model)
+        if self._stages is not None:
+            self._stages[1].forget(model)
 
     def _leave(self) -> None:
         self._inside -= 1
@@ -156,6 +162,7 @@ class Gate:
     async def close(self, deadline: Deadline) -> None:
         """Refuse new calls, and wait until those inside are out or the deadline passes."""
         self._move(GateState.CLOSING)
+        self._stages = None
         self._empty = asyncio.Event()
         if self._inside:
             left = deadline.remaining()
@@ -166,7 +173,6 @@ class Gate:
     def shut(self) -> None:
         """Take note that everything behind the gate is closed."""
         self._move(GateState.CLOSED)
-        self._invoker = self._catalog = None
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
