@@ -1,0 +1,1 @@
+"""Between handles and the server: how rows become requests."""

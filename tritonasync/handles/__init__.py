@@ -1,0 +1,1 @@
+"""Handles: what a user calls. Arrays, images and texts in; tensors down; typed results out."""

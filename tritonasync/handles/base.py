@@ -1,0 +1,233 @@
+"""What all handles share: from a signature and something prepared to a reply.
+
+Owns: asking for the signature, asking anew when it may be out of date, the one deadline of a call,
+sending. Refuses to know: what is prepared, and what becomes of the reply.
+
+Invariants: making a handle does no I/O; a call is sent only after it was checked; a signature that
+a call does not fit is asked for anew before the call is refused, since the model may have been
+reloaded, but at most once in :data:`RENEWAL_INTERVAL_S` for each model, so that a flood of wrong
+calls does not become a flood of questions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError, UsageError
+from tritonasync.core.ports import Invoker, ModelCatalog
+from tritonasync.core.values import Call, InputTensor, ModelSpec, Parameters, Reply
+from tritonasync.handles.offload import LONG_NBYTES, in_worker
+from tritonasync.handles.signature import Signature, signature_of
+from tritonasync.handles.slot import Casting
+
+_C = TypeVar("_C")
+
+RENEWAL_INTERVAL_S: Final = 1.0
+"""The least time between two renewals of one model's signature that wrong calls cause."""
+
+_renewals: Final[WeakKeyDictionary[ModelCatalog, dict[str, float]]] = WeakKeyDictionary()
+"""When each model's signature was last renewed. Kept by catalog and not by handle: handles are made
+anew for every call by many users."""
+
+
+@dataclass(slots=True)  # not frozen: made for each call, and that takes three times as long
+class Prepared(Generic[_C]):
+    """A call that fits the signature, and what the handle wants to remember of it.
+
+    Attributes:
+        inputs: The inputs.
+        rows: Rows along the batch axis; 0 for a model without one.
+        context: For the handle's own use when the reply is there.
+        outputs: Names of the outputs wanted; empty for all.
+    """
+
+    inputs: tuple[InputTensor, ...]
+    rows: int
+    context: _C
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Request:
+    """What goes with a call besides its tensors.
+
+    Attributes:
+        deadline: When the caller's time is up.
+        parameters: Request parameters.
+        request_id: Echoed by the server.
+    """
+
+    deadline: Deadline
+    parameters: Parameters = ()
+    request_id: str = ""
+
+
+class Handle:
+    """A model of a pool, ready to be called. Handles are cheap: make them where they are needed.
+
+    Args:
+        name: The model's name.
+        version: The model's version; ``""`` lets the server choose (its latest).
+        invoker: The next stage.
+        catalog: Where signatures come from.
+        timeout_s: Seconds for a call that gives none of its own; ``None`` or infinity for no limit.
+        casting: Which arrays are converted to the model's dtype unasked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        invoker: Invoker,
+        catalog: ModelCatalog,
+        *,
+        timeout_s: float | None,
+        casting: Casting = "safe",
+    ) -> None:
+        self._name = name
+        self._version = version
+        self._invoker = invoker
+        self._catalog = catalog
+        self._timeout_s = timeout_s
+        self._casting: Casting = casting
+        self._known: tuple[ModelSpec, Signature] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The version asked for; ``""`` for the server's choice."""
+        return self._version
+
+    def __repr__(self) -> str:
+        version = f", version={self._version!r}" if self._version else ""
+        return f"<{type(self).__name__} {self._name!r}{version}>"
+
+    async def spec(self, *, timeout_s: float | None = None) -> ModelSpec:
+        """Return the model's signature, from memory if the pool has it.
+
+        Args:
+            timeout_s: Seconds for this call; ``None`` for the pool's, ``math.inf`` for no limit.
+
+        Raises:
+            DeadlineExceededError: The time ran out, stage ``"metadata"`` or ``"connect"``.
+            ModelNotFoundError: The server has no such model or version.
+            ModelNotReadyError: The model has no version that can answer.
+            TransportError: Nobody answered.
+        """
+        deadline = self._deadline(timeout_s)
+        return await self._catalog.describe(self._name, self._version, deadline)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+
+    async def _infer(
+        self,
+        prepare: Callable[[Signature], Prepared[_C]],
+        work_nbytes: Callable[[Signature], int],
+        request: Request,
+    ) -> tuple[Prepared[_C], Reply]:
+        """Prepare a call, send it, and return what was prepared with the reply.
+
+        Args:
+            prepare: Makes the tensors, or refuses. It may run twice, and in a worker thread.
+            work_nbytes: About how many bytes ``prepare`` will write.
+            request: What goes with the call.
+
+        Raises:
+            UsageError: ``prepare`` refused, or the model is decoupled.
+            DeadlineExceededError: The time ran out.
+            TransportError: Nobody answered.
+            ServerError: The server answered with an error.
+        """
+        prepared = await self._prepared(prepare, work_nbytes, request.deadline)
+        reply = await self._send(prepared.inputs, prepared.rows, prepared.outputs, request)
+        return prepared, reply
+
+    async def _send(
+        self, inputs: tuple[InputTensor, ...], rows: int, outputs: tuple[str, ...], request: Request
+    ) -> Reply:
+        """Send a call that fits the signature."""
+        call = Call(
+            self._name,
+            self._version,
+            inputs,
+            rows,
+            outputs,
+            request.parameters,
+            request.request_id,
+            request.deadline,
+        )
+        try:
+            return await self._invoker.infer(call)
+        except (InvalidRequestError, ModelNotFoundError):
+            self._doubt_signature()
+            raise
+
+    async def _prepared(
+        self,
+        prepare: Callable[[Signature], Prepared[_C]],
+        work_nbytes: Callable[[Signature], int],
+        deadline: Deadline,
+    ) -> Prepared[_C]:
+        signature = await self._described(deadline)
+        try:
+            return await self._prepare(prepare, work_nbytes, signature, deadline)
+        except UsageError:
+            self._doubt_signature()
+            fresh = await self._described(deadline)
+            if fresh.spec == signature.spec:
+                raise
+        return await self._prepare(prepare, work_nbytes, fresh, deadline)
+
+    async def _prepare(
+        self,
+        prepare: Callable[[Signature], Prepared[_C]],
+        work_nbytes: Callable[[Signature], int],
+        signature: Signature,
+        deadline: Deadline,
+    ) -> Prepared[_C]:
+        if signature.spec.decoupled:
+            raise UsageError(
+                f"model {self._name!r} is decoupled: it may answer a request with no response or "
+                "with many, and a unary call takes exactly one. Configure it without "
+                "model_transaction_policy { decoupled: True } if it always gives one",
+                model=self._name,
+            )
+        if work_nbytes(signature) < LONG_NBYTES:
+            return prepare(signature)
+        return await in_worker(lambda: prepare(signature), deadline=deadline, model=self._name)
+
+    async def _described(self, deadline: Deadline) -> Signature:
+        known = self._remembered()
+        if known is not None:
+            return known
+        return self._compiled(await self._catalog.describe(self._name, self._version, deadline))
+
+    def _remembered(self) -> Signature | None:
+        """Return the signature if the catalog has it in memory."""
+        spec = self._catalog.known(self._name, self._version)
+        return None if spec is None else self._compiled(spec)
+
+    def _compiled(self, spec: ModelSpec) -> Signature:
+        """Return the signature, compiled again only when the catalog gives another object."""
+        known = self._known
+        if known is None or known[0] is not spec:
+            known = self._known = spec, signature_of(spec, self._casting)
+        return known[1]
+
+    def _doubt_signature(self) -> None:
+        """Have the signature asked for anew by the next who needs it, unless it just was."""
+        last = _renewals.setdefault(self._catalog, {})
+        now = time.monotonic()
+        if now - last.get(self._name, -RENEWAL_INTERVAL_S) >= RENEWAL_INTERVAL_S:
+            last[self._name] = now
+            self._catalog.forget(self._name)

@@ -1,0 +1,1 @@
+"""Pure numpy before and after a model: images, boxes, vectors. No I/O, no state, no server."""
