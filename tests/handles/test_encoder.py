@@ -96,7 +96,12 @@ async def test_no_texts_are_an_empty_batch(form):
 
 @pytest.mark.parametrize(
     ("batch", "got"),
-    [(["a", None], "NoneType"), ([1, 2], "int"), (np.zeros(3, np.float32), "float32")],
+    [
+        (["a", None], "NoneType"),
+        ([1, 2], "int"),
+        (np.zeros(3, np.float32), "float32"),
+        ({"a"}, "set"),
+    ],
 )
 async def test_what_is_no_text_is_refused(batch, got):
     handle = encoder(FORMS["a column"])
