@@ -30,8 +30,9 @@ from tritonasync.serving.launch import KEPT_LINES, Launch, PortTakenError, Site
 from tritonasync.serving.log import tail
 from tritonasync.serving.loopback import pick_ports
 from tritonasync.serving.once import Cancelled, Progress, never_cancelled
+from tritonasync.serving.paths import TritonRuntime
 from tritonasync.serving.process import ServerProcess
-from tritonasync.serving.runtime import TritonRuntime, ensure_runtime
+from tritonasync.serving.runtime import ensure_runtime
 
 _PORT_ATTEMPTS: Final = 5
 

@@ -22,9 +22,9 @@ from tritonasync.serving.command import Ports, ServerOptions, server_command
 from tritonasync.serving.log import summary, tail
 from tritonasync.serving.loopback import http_status
 from tritonasync.serving.once import Cancelled
+from tritonasync.serving.paths import TritonRuntime
 from tritonasync.serving.preflight import check_launchpad, lay_out
 from tritonasync.serving.process import ServerProcess
-from tritonasync.serving.runtime import TritonRuntime
 
 KEPT_LINES: Final = 500
 """How much of a log is looked through for complaints, and kept of a server that was stopped."""

@@ -15,12 +15,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tritonasync.core.errors import RuntimeSetupError
-
-if TYPE_CHECKING:  # runtime.py imports this file
-    from tritonasync.serving.runtime import TritonRuntime
+from tritonasync.serving.paths import TritonRuntime
 
 _TIMEOUT_S: Final = 20.0
 _STUB_NAME: Final = "triton_python_backend_stub"

@@ -26,6 +26,7 @@ from tritonasync.serving.command import as_strings
 from tritonasync.serving.install import NUMPY, SERVER_PACKAGE, Contents, fill_environment
 from tritonasync.serving.interpreter import Interpreter, find_interpreter, inspect_interpreter
 from tritonasync.serving.once import Cancelled, Progress, make_once, never_cancelled
+from tritonasync.serving.paths import TritonRuntime
 from tritonasync.serving.preflight import check_environment
 
 RUNTIME_VARIABLE: Final = "TRITONASYNC_RUNTIME"
@@ -37,29 +38,6 @@ CACHE_VARIABLE: Final = "TRITONASYNC_CACHE"
 _GLIBC: Final = (2, 35)
 _MARKER: Final = "runtime.json"
 _WHEEL_PATH: Final = Path("pytriton", "tritonserver")
-
-
-@dataclass(frozen=True, slots=True)
-class TritonRuntime:
-    """The files that a running server consists of.
-
-    Attributes:
-        tritonserver: The server's binary.
-        caches: The folder of its response caches.
-        backends: The folder of its backends; of the wheel's, only ``python`` is there.
-        stub: The python backend's stub for :attr:`python`; ``None`` for an installed Triton, whose
-            own layout has it.
-        python: The interpreter of the environment whose packages the models see; ``None`` for an
-            installed Triton, which takes the ``python3`` on PATH.
-        libpython: The shared library that the stub must load; ``None`` for an installed Triton.
-    """
-
-    tritonserver: Path
-    caches: Path
-    backends: Path
-    stub: Path | None = None
-    python: Path | None = None
-    libpython: Path | None = None
 
 
 def ensure_runtime(
