@@ -17,7 +17,11 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from examples.demo.repository import RUNTIME_PACKAGES, RUNTIME_PACKAGES_NO_DEPS
+from examples.demo.repository import (
+    RUNTIME_PACKAGES,
+    RUNTIME_PACKAGES_NO_DEPS,
+    write_repository,
+)
 from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
@@ -57,9 +61,7 @@ class Page:
 @pytest.fixture(scope="session")
 def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
     """Serve the models that the pages name."""
-    repository = tmp_path_factory.mktemp("docs") / "models"
-    for model in ("digits", "scenes"):
-        shutil.copytree(HERE / "examples/demo/models" / model, repository / model)
+    repository = write_repository(tmp_path_factory.mktemp("docs"))
     shutil.copytree(HERE / "tests/models", repository, dirs_exist_ok=True)
     with EmbeddedTriton(
         repository,

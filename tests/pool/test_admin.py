@@ -11,7 +11,9 @@ from tritonasync import TritonPool
 from tritonasync.core.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
+    ModelNotReadyError,
     PoolClosedError,
+    ServerNotReadyError,
     ServerUnreachableError,
 )
 from tritonasync.serving import EmbeddedTriton
@@ -115,6 +117,22 @@ async def test_a_server_that_is_not_there():
 async def test_an_unknown_model_is_not_waited_for(pool):
     with pytest.raises((ModelNotFoundError, DeadlineExceededError)):
         await pool.admin.wait_until_ready("nobody", timeout_s=0.5)
+
+
+async def test_a_server_that_is_not_ready():
+    # Strict readiness is false for as long as one model failed; the others answer all the same.
+    async with (
+        EmbeddedTriton(["tests/models", "tests/broken_models"], exit_on_error=False) as triton,
+        TritonPool(triton.grpc_url) as pool,
+    ):
+        assert await pool.admin.live() is True
+        assert await pool.admin.ready() is False
+        with pytest.raises(DeadlineExceededError, match="not ready within 0.3 s") as caught:
+            await pool.admin.wait_until_ready(timeout_s=0.3)
+        assert isinstance(caught.value.__cause__, ServerNotReadyError)
+        with pytest.raises(ModelNotReadyError, match="raises"):
+            await pool.model("raises")(X=np.ones((1, 1), np.float32))
+        assert await pool.model("ident")(INPUT0=np.ones((1, 16), np.float32))
 
 
 async def test_a_server_that_starts_late_is_waited_for():

@@ -173,6 +173,19 @@ async def test_a_restricted_protocol_wants_its_key():
         async with endpoint_at(triton.grpc_url, ops="s3cret") as endpoint:
             assert await send(endpoint, request("ident", raw=[ROW], **IDENT))
 
+        key = {"triton-grpc-protocol-ops": "s3cret"}
+
+        async def later():
+            return key
+
+        for headers in (key, lambda: key, later):
+            async with TritonPool(triton.grpc_url, headers=headers) as pool:
+                assert await pool.model("ident")(INPUT0=np.ones((1, 16), np.float32))
+                assert await pool.admin.index()
+        async with TritonPool(triton.grpc_url, headers={"x-other": "s3cret"}) as pool:
+            with pytest.raises(AccessDeniedError):
+                await pool.admin.index()
+
 
 @pytest.fixture(scope="module")
 def explicit(tmp_path_factory):

@@ -129,7 +129,7 @@ def _parameter_field(value: ParameterValue) -> str:
     if isinstance(value, float):
         return "double_param"
     if not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers
-        raise TypeError(f"it is a {type(value).__name__}, not a bool, int, float or str")
+        raise TypeError(f"{type(value).__name__} is none of bool, int, float and str")
     if value in _INT64:
         return "int64_param"
     if value in _UINT64:
