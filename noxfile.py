@@ -13,6 +13,13 @@ nox.options.error_on_missing_interpreters = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 CODE = ["tritonasync", "tests", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
+MATRIX = [
+    f"tests/{part}" for part in ("core", "wire", "processing", "handles", "batching", "transport")
+]
+LOWEST = [f"{name}=={version}" for name, _, version in (
+    dependency.partition(">=") for dependency in PROJECT["project"]["dependencies"]
+)]  # fmt: skip
+
 
 def install(session: nox.Session, *groups: str, extras: str = "images") -> None:
     """Install the package, editable, with extras and the groups of pyproject.toml."""
@@ -49,6 +56,19 @@ def _coverage_of_the_core(session: nox.Session) -> None:
         "--cov=tritonasync.wire", "--cov=tritonasync.core", "--cov=tritonasync.transport.status",
         "--cov-branch", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100",
     )  # fmt: skip
+
+
+@nox.session(python=["3.11", "3.12", "3.13"], default=False)
+@nox.parametrize(
+    "versions", [["numpy>=2"], ["numpy<2"], LOWEST], ids=["numpy2", "numpy1", "lowest"]
+)
+def matrix(session: nox.Session, versions: list[str]) -> None:
+    """Run the tests that need no server on every Python, both numpys, the lowest versions."""
+    if session.python == "3.13" and "numpy>=2" not in versions:
+        session.skip("numpy 1 has no wheel for Python 3.13")
+    install(session, "test")
+    session.install(*versions)
+    session.run("pytest", "-m", "not server", *(session.posargs or MATRIX))
 
 
 @nox.session

@@ -41,10 +41,6 @@ from tritonasync.transport.unary import UnaryInvoker
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
-ENCODING_THREADS: Final = 4
-"""Worker threads that build large messages at once; the work is copying memory, which more threads
-do not speed up."""
-
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
@@ -108,10 +104,14 @@ class TritonPool:
     ) -> None:
         self._gate = Gate()
         self._target = parse_target(url)
-        if channels < 1:
-            raise ConfigurationError(f"channels must be 1 or more, not {channels}")
-        for value in (timeout_s, close_timeout_s):
-            Deadline.after(value)  # refuses what is no duration
+        if not (isinstance(channels, int) and channels >= 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"channels must be 1 or more, a whole number, not {channels!r}"
+            )
+        if not (tls is None or isinstance(tls, TlsConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"tls must be a TlsConfig(ca=…) or None, not {tls!r}")
+        Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
+        Deadline.after(close_timeout_s, name="close_timeout_s")
         self._timeout_s = timeout_s
         self._close_timeout_s = close_timeout_s
         self._channels = channels
@@ -131,12 +131,16 @@ class TritonPool:
             WrongContextError: No asyncio event loop is running (plain code, trio).
         """
         self._gate.open()
-        channels = open_channels(self._target, count=self._channels, tls=self._tls)
+        try:
+            channels = open_channels(self._target, count=self._channels, tls=self._tls)
+        except BaseException:
+            self._gate.shut()
+            raise
         endpoint = Endpoint(self._target, channels, self._headers)
         control = Control(endpoint)
-        catalog = Catalog(control.describe)
+        catalog = Catalog(control.describe, endpoint.waits_for)
         self._stages = _Stages(endpoint, control, catalog)
-        invoker = UnaryInvoker(endpoint, anyio.CapacityLimiter(ENCODING_THREADS))
+        invoker = UnaryInvoker(endpoint)
         self._gate.lead_to(Splitter(invoker, catalog), catalog)
         return self
 
@@ -144,19 +148,33 @@ class TritonPool:
         """Refuse new calls, wait for those in flight, close the connections. May be repeated.
 
         Waits ``close_timeout_s`` at most; calls still out then are torn down with a
-        ``ResourceWarning``. Cancelling this call does not stop the closing.
+        ``ResourceWarning``. Cancelling this call takes effect when the pool is closed.
+
+        Raises:
+            WrongContextError: This is another event loop or process than the pool's.
         """
         if self._stages is None:
             if self._gate.state is GateState.NEW:
                 self._gate.shut()
             return
+        self._gate.check_context()
         if self._closing is None:
-            self._gate.check()
             self._closing = asyncio.get_running_loop().create_task(self._close(self._stages))
-        # A task of its own, because closing a channel with calls out can crash the server: neither
-        # a second Ctrl-C nor a cancelled scope may cut the waiting short.
+        # Closing a channel that has calls out can crash the server, so that cancelling must not cut
+        # the waiting short: neither anyio's, which the shield holds off, nor asyncio's, which is
+        # put off until the end. Only the end of the event loop itself is stronger.
+        cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
-            await asyncio.shield(self._closing)
+            while not self._closing.done():
+                try:
+                    await asyncio.wait({self._closing})
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        failure = self._closing.exception()
+        if cancelled is not None:
+            raise cancelled
+        if failure is not None:
+            raise failure
 
     async def _close(self, stages: _Stages) -> None:
         deadline = Deadline.after(self._close_timeout_s)

@@ -46,7 +46,7 @@ def test_a_timeout_that_is_no_span_of_time_is_refused(timeout_s):
         Deadline.after(timeout_s)
 
 
-@pytest.mark.parametrize("stage", ["connect", "metadata", "encode", "server", "close"])
+@pytest.mark.parametrize("stage", ["headers", "connect", "metadata", "encode", "send", "server"])
 def test_the_error_names_who_used_the_time_up(stage):
     with pytest.raises(DeadlineExceededError) as caught:
         Deadline(time.monotonic() - 1, 2.5).check(stage, model="m", endpoint="host:8001")
@@ -61,5 +61,5 @@ def test_the_error_names_who_used_the_time_up(stage):
 
 
 def test_the_error_needs_neither_model_nor_endpoint():
-    text = str(Deadline(0, 1).error("close"))
-    assert text.startswith("the call: the time of 1 s ran out in stage 'close'")
+    text = str(Deadline(0, 1).error("send"))
+    assert text.startswith("the call: the time of 1 s ran out in stage 'send'")

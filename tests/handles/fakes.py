@@ -53,6 +53,14 @@ class FakeCatalog:
             self._known = self.served
         return self._known
 
+    async def renew(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        self.deadlines.append(deadline)
+        self.asked += 1
+        if isinstance(self.served, Exception):
+            raise self.served
+        self._known = self.served
+        return self._known
+
     def known(self, model: str, version: str) -> ModelSpec | None:
         return self._known
 

@@ -72,6 +72,28 @@ async def test_making_a_handle_asks_nothing(handle, catalog, invoker):
     assert {handle: 1}[handle] == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": None}, "name is a string, not None"),
+        ({"name": ""}, "name is empty"),
+        ({"version": 1}, "version is a string, not 1"),
+        ({"casting": "sane"}, "casting is one of safe, same_kind, not 'sane'"),
+    ],
+)
+async def test_options_that_make_no_sense_are_refused(invoker, catalog, options, says):
+    options = {"name": "net", "version": "", "casting": "safe", **options}
+    with pytest.raises(ConfigurationError, match=says):
+        ModelHandle(
+            options["name"],
+            options["version"],
+            invoker,
+            catalog,
+            timeout_s=1.0,
+            casting=options["casting"],
+        )
+
+
 async def test_a_handle_shows_its_model(invoker, catalog):
     assert repr(ModelHandle("net", "", invoker, catalog, timeout_s=1)) == "<ModelHandle 'net'>"
     versioned = ModelHandle("net", "3", invoker, catalog, timeout_s=1)
@@ -215,12 +237,38 @@ async def test_other_errors_of_the_server_leave_the_signature(handle, catalog, i
     assert catalog.asked == 1
 
 
-async def test_when_the_server_is_gone_a_wrong_call_says_so(handle, catalog):
+async def test_when_the_server_is_gone_a_wrong_call_is_told_of_its_mistake(handle, catalog):
     await handle(X=SINGLES)
     catalog.served = ServerUnreachableError("gone")
-    with pytest.raises(ServerUnreachableError) as caught:
+    with pytest.raises(InvalidInputError, match="float64"):
         await handle(X=WIDE)
-    assert isinstance(caught.value.__context__, InvalidInputError)
+
+
+async def test_a_wrong_call_does_not_hold_up_those_who_do_it_right(clock, invoker):
+    """The known signature serves until the newer one is there, however long that takes."""
+    answer, asked = asyncio.Event(), []
+
+    async def ask(model, version, deadline):
+        asked.append(model)
+        if len(asked) > 1:
+            await answer.wait()
+        return FLOATS
+
+    catalog = Catalog(ask)
+    handle = ModelHandle("net", "", invoker, catalog, timeout_s=30.0)
+    await handle(X=SINGLES)
+    wrong = asyncio.create_task(handle(X=WIDE))
+    late = asyncio.create_task(handle(X=WIDE, timeout_s=0.05))
+    while len(asked) < 2:
+        await asyncio.sleep(0)
+    await handle(X=SINGLES)
+    assert len(asked) == 2
+    with pytest.raises(InvalidInputError, match="float64"):
+        await late
+    answer.set()
+    with pytest.raises(InvalidInputError, match="float64"):
+        await wrong
+    await catalog.aclose()
 
 
 async def test_what_is_remembered_of_renewals_goes_with_the_catalog(invoker):

@@ -96,8 +96,8 @@ async def test_options_travel_with_the_call(model, invoker):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"priority": -1}, "priority=-1 is negative"),
-        ({"queue_timeout_us": -5}, "queue_timeout_us=-5 is negative"),
+        ({"priority": -1}, "priority is a whole number from 0 on, not -1"),
+        ({"queue_timeout_us": -5}, "queue_timeout_us is a whole number from 0 on, not -5"),
         (
             {"queue_timeout_us": 5, "parameters": {"timeout": 9}},
             r"queue_timeout_us=5 and parameters\['timeout'\] are the same thing",

@@ -29,6 +29,9 @@ class Stage:
     async def describe(self, model, version, deadline):
         return (model, version, deadline)
 
+    async def renew(self, model, version, deadline):
+        return await self.describe(model, version, deadline)
+
     def known(self, model, version):
         return None
 

@@ -57,6 +57,12 @@ ROWS = [
     ),
     ("UNAVAILABLE", "Trying to connect an http1.x server", "ServerUnreachableError"),
     ("UNAVAILABLE", "DNS resolution failed for nowhere.invalid:8001", "ServerUnreachableError"),
+    (
+        "UNAVAILABLE",
+        "errors resolving nowhere.invalid:8001: [field:hostname lookup error:address lookup "
+        "failed for nowhere.invalid:8001: Domain name not found]",
+        "ServerUnreachableError",
+    ),
     ("UNAVAILABLE", "Socket closed", "ConnectionLostError"),
     ("UNAVAILABLE", "Too many pings", "ConnectionLostError"),
     ("UNAVAILABLE", "", "ConnectionLostError"),
@@ -90,6 +96,23 @@ ROWS = [
         "Failed to process the request(s) for model 'm', message: ValueError: no",
         "ModelFailedError",
     ),
+    *(
+        ("INTERNAL", f"Failed to process the request(s) for model 'm_0', message: {words}", kind)
+        for words, kind in [
+            ("RuntimeError: failed to load 'tokenizer.json'", "ModelFailedError"),
+            ("RuntimeError: unable to open shared memory region", "ModelFailedError"),
+            ("RuntimeError: Unable to parse request", "ModelFailedError"),
+            ("RuntimeError: Received RST_STREAM, peer sent GOAWAY", "ModelFailedError"),
+            ("RuntimeError: Stub process 'x' is not healthy.", "ModelFailedError"),
+        ]
+    ),
+    (
+        "INTERNAL",
+        "in ensemble 'e', Failed to process the request(s) for model 'm_0', message: no",
+        "ModelFailedError",
+    ),
+    ("INTERNAL", "the shared memory of this model is full", "ModelFailedError"),
+    ("RESOURCE_EXHAUSTED", "no more message slots", "QueueFullError"),
     (
         "UNIMPLEMENTED",
         "ModelInfer RPC doesn't support models with decoupled transaction policy",
@@ -144,7 +167,6 @@ def test_a_server_error_keeps_code_and_details():
         ("ModelFailedError", False, True),
         ("InvalidRequestError", False, False),
         ("RegionNotFoundError", True, False),
-        ("DeadlineExceededError", False, True),
     ],
 )
 def test_an_error_says_whether_to_try_again(kind, retriable, may_have_executed):

@@ -42,6 +42,11 @@ def test_a_target_of_grpc_passes(url):
         ("http://localhost:8000", "leave it out. Triton speaks gRPC on a port of its own"),
         ("https://localhost:8000", "tls=TlsConfig"),
         ("grpc://localhost:8001", "leave it out"),
+        ("HTTP://localhost:8000", "leave it out"),
+        ("tcp://localhost:8001", "leave it out"),
+        ("dns:", "names nothing"),
+        ("dns:///", "names nothing"),
+        ("unix:", "names nothing"),
     ],
 )
 def test_anything_else_is_refused_with_what_it_should_be(url, says):

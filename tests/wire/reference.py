@@ -106,6 +106,7 @@ def _bits(array: Array) -> bytes:
 def clear_caches() -> None:
     for cached in (dtypes._bfloat16, encode._plan, decode._head):
         cached.cache_clear()
+    decode._layouts.clear()
 
 
 @contextmanager

@@ -206,3 +206,43 @@ def test_the_cache_of_heads_is_bounded_and_takes_no_large_ones():
     large = typed("INT64", (5000,), int64_contents=range(5000)).SerializeToString()
     assert decode_response(large).outputs["OUT"].tolist() == list(range(5000))
     assert decode._head.cache_info() == before
+
+
+def one_output(array: np.ndarray, datatype: str = "FP32", **fields: str) -> bytes:
+    return reference.response({"OUT": (array, datatype)}, **fields).SerializeToString()
+
+
+def test_an_answer_of_a_known_layout_is_read_as_the_first_was():
+    decode._layouts.clear()
+    first, second = (np.full((2, 3), value, np.float32) for value in (1, 2))
+    for array in (first, second, first):
+        reply = decode_response(one_output(array))
+        assert (reply.outputs["OUT"] == array).all()
+        assert (reply.model, reply.version, reply.request_id) == ("m", "1", "")
+        assert not reply.outputs["OUT"].flags.writeable
+    assert len(decode._layouts) == 1
+
+
+@given(arrays(), arrays())
+def test_answers_of_one_length_are_not_taken_for_one_another(one, other):
+    decode._layouts.clear()
+    for array, datatype in (one, other, one):
+        message = reference.response({"OUT": (array, datatype)}).SerializeToString()
+        back = decode_response(message).outputs["OUT"]
+        theirs = reference.as_numpy(pb.ModelInferResponse.FromString(message), "OUT")
+        assert reference.same_bits(back, theirs)
+
+
+def test_equal_lengths_with_another_head_are_read_anew():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert decode_response(one_output(array)).outputs["OUT"].shape == (2, 3)
+    assert decode_response(one_output(array.T)).outputs["OUT"].shape == (3, 2)
+    turned = decode_response(one_output(array.view(np.int32), "INT32")).outputs["OUT"]
+    assert turned.dtype == np.int32
+
+
+def test_layouts_are_bounded():
+    decode._layouts.clear()
+    for length in range(decode._MAX_LAYOUTS + 1):
+        decode_response(one_output(np.zeros(length + 1, np.float32)))
+    assert len(decode._layouts) == 1

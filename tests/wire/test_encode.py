@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.wire import reference
 from tests.wire.strategies import FIXED_SIZE, tensors
+from tritonasync.core.errors import MessageTooLargeError
 from tritonasync.core.values import Call, InputTensor
 from tritonasync.wire import encode
 from tritonasync.wire.dtypes import numpy_dtype
@@ -222,3 +223,9 @@ def test_encode_small_is_encode_request_below_a_size_and_nothing_from_it_on(arra
     nbytes = request_nbytes(made)
     assert encode_small(made, nbytes + 1) == encode_request(made)
     assert encode_small(made, nbytes) is None
+
+
+def test_more_strings_than_a_message_can_hold_are_refused_before_any_is_touched():
+    many = np.broadcast_to(np.array(["x"], object), (2**30,))
+    with pytest.raises(MessageTooLargeError, match="or more, over the limit"):
+        encode_request(call(tensor(many, "BYTES")))

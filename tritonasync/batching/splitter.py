@@ -14,18 +14,15 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
-import anyio.to_thread
 
 from tritonasync.batching.rows import cut, join
+from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, Reply
 
 MAX_INFLIGHT: Final = 4
 """Parts of one call that are out at once: enough to keep a server busy while replies travel (four
 batches of 256 small rows were measured to), and few enough to leave other calls a turn."""
-
-_LONG_NBYTES: Final = 1 << 20
-"""Replies from this size on are joined in a worker thread."""
 
 
 class Splitter:
@@ -67,12 +64,11 @@ class Splitter:
             return await self._next.infer(call)
         parts = cut(call, spec.max_batch_size)
         replies = await _Parts(self._next, parts).replies(self._max_inflight)
-        if (
-            sum(array.nbytes for reply in replies for array in reply.outputs.values())
-            < _LONG_NBYTES
-        ):
+        if sum(map(reply_nbytes, replies)) < LONG_NBYTES:
             return join(call, parts, replies)
-        return await anyio.to_thread.run_sync(partial(join, call, parts, replies))
+        return await in_worker(
+            partial(join, call, parts, replies), deadline=call.deadline, model=call.model
+        )
 
 
 class _Parts:

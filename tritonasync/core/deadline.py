@@ -31,23 +31,34 @@ class Deadline:
     timeout_s: float
 
     @classmethod
-    def after(cls, timeout_s: float | None, *, now: float | None = None) -> Deadline:
+    def after(
+        cls, timeout_s: float | None, *, now: float | None = None, name: str = "timeout_s"
+    ) -> Deadline:
         """Return the deadline ``timeout_s`` seconds from ``now``; ``None`` means no deadline.
 
-        A ``timeout_s`` of zero is a deadline that has already passed.
+        A ``timeout_s`` of zero is a deadline that has already passed. ``name`` is the option's name
+        for the error.
 
         Raises:
             ConfigurationError: ``timeout_s`` is negative or not a number.
         """
         if timeout_s is None or timeout_s == math.inf:
             return NEVER
-        if not timeout_s >= 0:  # also catches NaN
-            raise ConfigurationError(f"timeout_s must be 0 or more seconds, not {timeout_s!r}")
+        try:
+            possible = timeout_s >= 0  # false for NaN, too
+        except TypeError:
+            possible = False
+        if not possible:
+            raise ConfigurationError(f"{name} must be 0 or more seconds, not {timeout_s!r}")
         return cls((time.monotonic() if now is None else now) + timeout_s, float(timeout_s))
 
     def remaining(self, now: float | None = None) -> float:
         """Return the seconds left, never below zero; infinity when there is no deadline."""
         return max(0.0, self.at - (time.monotonic() if now is None else now))
+
+    def wait_s(self) -> float | None:
+        """Return the seconds left as asyncio's functions take them: ``None`` for no limit."""
+        return None if self.at == math.inf else self.remaining()
 
     def expired(self, now: float | None = None) -> bool:
         """Return whether the deadline has passed."""
@@ -83,8 +94,8 @@ _STAGE_HINTS: Final[dict[Stage, str]] = {
     "connect": "no connection to the server yet",
     "metadata": "asking the server for the model's signature",
     "encode": "building the message on this side",
+    "send": "nothing was sent",
     "server": "sent and not yet answered; the server may still finish it",
-    "close": "waiting for calls in flight",
 }
 
 NEVER: Final = Deadline(math.inf, math.inf)

@@ -53,7 +53,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 _E = TypeVar("_E", bound="TritonError")
 
-Stage = Literal["headers", "connect", "metadata", "encode", "server", "close"]
+Stage = Literal["headers", "connect", "metadata", "encode", "send", "server"]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
 
 
@@ -71,7 +71,7 @@ class TritonError(Exception):
     """
 
     retriable: ClassVar[bool] = False
-    may_have_executed: ClassVar[bool] = False
+    may_have_executed: bool = False
 
     def __init__(
         self, message: str, *, model: str | None = None, endpoint: str | None = None
@@ -154,8 +154,6 @@ class DeadlineExceededError(TritonError, TimeoutError):
         timeout_s: The whole budget of the call, in seconds.
     """
 
-    may_have_executed = True
-
     def __init__(
         self,
         message: str,
@@ -168,6 +166,7 @@ class DeadlineExceededError(TritonError, TimeoutError):
         super().__init__(message, model=model, endpoint=endpoint)
         self.stage: Stage = stage
         self.timeout_s = timeout_s
+        self.may_have_executed = stage == "server"
 
 
 # --- nobody answered ---------------------------------------------------------------------------

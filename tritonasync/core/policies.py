@@ -53,6 +53,8 @@ class TlsConfig:
         source: Pem | None = getattr(self, name)
         if source is None:
             return None
+        if not isinstance(source, bytes | str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"TlsConfig: {name} is a path or PEM bytes, not {source!r}")
         content = source if isinstance(source, bytes) else _read(name, Path(source))
         if b"-----BEGIN " not in content:
             raise ConfigurationError(f"TlsConfig: {name} holds no PEM block (-----BEGIN …)")

@@ -39,12 +39,15 @@ class ModelCatalog(Protocol):
         """
         ...
 
-    def known(self, model: str, version: str) -> ModelSpec | None:
-        """Return the signature if it is in memory; the short way for each call but the first.
+    async def renew(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Return the signature, asked anew; what was known stays until the answer is there.
 
-        Raises:
-            UsageError: The pool may not be used here or now.
+        Raises as :meth:`describe`.
         """
+        ...
+
+    def known(self, model: str, version: str) -> ModelSpec | None:
+        """Return the signature if it is in memory: the short way for each call but the first."""
         ...
 
     def forget(self, model: str) -> None:

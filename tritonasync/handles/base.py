@@ -11,28 +11,55 @@ calls does not become a flood of questions.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError, UsageError
+from tritonasync.core.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    TritonError,
+    UsageError,
+)
+from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, InputTensor, ModelSpec, Parameters, Reply
-from tritonasync.handles.offload import LONG_NBYTES, in_worker
 from tritonasync.handles.signature import Signature, signature_of
 from tritonasync.handles.slot import Casting
 
 _C = TypeVar("_C")
 
+_CASTINGS: Final[tuple[Casting, ...]] = get_args(Casting)
+
 RENEWAL_INTERVAL_S: Final = 1.0
 """The least time between two renewals of one model's signature that wrong calls cause."""
 
-_renewals: Final[WeakKeyDictionary[ModelCatalog, dict[str, float]]] = WeakKeyDictionary()
-"""When each model's signature was last renewed. Kept by catalog and not by handle: handles are made
-anew for every call by many users."""
+
+class _Renewal:
+    """When a model's signature was last asked for anew, and how many callers wait for it now."""
+
+    __slots__ = ("_begun", "running")
+
+    def __init__(self) -> None:
+        self._begun = -math.inf
+        self.running = 0
+
+    def due(self) -> bool:
+        """Return whether the last one is long enough ago, and count from now if it is."""
+        now = time.monotonic()
+        if now - self._begun < RENEWAL_INTERVAL_S:
+            return False
+        self._begun = now
+        return True
+
+
+_renewals: Final[WeakKeyDictionary[ModelCatalog, dict[str, _Renewal]]] = WeakKeyDictionary()
+"""Kept by catalog and not by handle: handles are made anew for every call by many users."""
 
 
 @dataclass(slots=True)  # not frozen: made for each call, and that takes three times as long
@@ -77,6 +104,9 @@ class Handle:
         catalog: Where signatures come from.
         timeout_s: Seconds for a call that gives none of its own; ``None`` or infinity for no limit.
         casting: Which arrays are converted to the model's dtype unasked.
+
+    Raises:
+        ConfigurationError: An option makes no sense.
     """
 
     def __init__(
@@ -89,6 +119,15 @@ class Handle:
         timeout_s: float | None,
         casting: Casting = "safe",
     ) -> None:
+        for option, value in (("name", name), ("version", version)):
+            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigurationError(f"a model's {option} is a string, not {value!r}")
+        if not name:
+            raise ConfigurationError("a model's name is empty")
+        if casting not in _CASTINGS:
+            raise ConfigurationError(
+                f"model {name!r}: casting is one of {', '.join(_CASTINGS)}, not {casting!r}"
+            )
         self._name = name
         self._version = version
         self._invoker = invoker
@@ -182,9 +221,8 @@ class Handle:
         try:
             return await self._prepare(prepare, work_nbytes, signature, deadline)
         except UsageError:
-            self._doubt_signature()
-            fresh = await self._described(deadline)
-            if fresh.spec == signature.spec:
+            fresh = await self._renewed(deadline)
+            if fresh is None or fresh.spec == signature.spec:
                 raise
         return await self._prepare(prepare, work_nbytes, fresh, deadline)
 
@@ -224,10 +262,26 @@ class Handle:
             known = self._known = spec, signature_of(spec, self._casting)
         return known[1]
 
+    async def _renewed(self, deadline: Deadline) -> Signature | None:
+        """Return the newest signature: asked anew, unless it just was; ``None`` if that failed.
+
+        What is known stays known meanwhile, so that callers who do it right are not held up.
+        """
+        renewal = self._renewal()
+        if not renewal.running and not renewal.due():
+            return self._remembered()
+        renewal.running += 1
+        try:
+            return self._compiled(await self._catalog.renew(self._name, self._version, deadline))
+        except TritonError:
+            return None  # whatever the matter is: the caller is told of the mistake in the call
+        finally:
+            renewal.running -= 1
+
     def _doubt_signature(self) -> None:
         """Have the signature asked for anew by the next who needs it, unless it just was."""
-        last = _renewals.setdefault(self._catalog, {})
-        now = time.monotonic()
-        if now - last.get(self._name, -RENEWAL_INTERVAL_S) >= RENEWAL_INTERVAL_S:
-            last[self._name] = now
+        if self._renewal().due():
             self._catalog.forget(self._name)
+
+    def _renewal(self) -> _Renewal:
+        return _renewals.setdefault(self._catalog, {}).setdefault(self._name, _Renewal())

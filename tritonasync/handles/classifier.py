@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from tritonasync.core.deadline import NEVER
 from tritonasync.core.errors import ConfigurationError, ProtocolError
+from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, Floats, bind_one
 from tritonasync.handles.classifications import Classification, Classifications, ClassScore
 from tritonasync.handles.labels import checked_labels, numbers
-from tritonasync.handles.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.processing.vectors import sigmoid, softmax

@@ -40,6 +40,9 @@ _TAKES: Final[dict[str, frozenset[type]]] = {
 _STRINGS: Final = frozenset("OSUT")
 _NUMBERS: Final = frozenset("biuf")
 
+_DEEPEST: Final = 64
+"""numpy's own limit of axes."""
+
 _SHOWN: Final = 8
 """How many lengths or shapes a message lists."""
 
@@ -191,6 +194,8 @@ def _unnest(value: object, slot: InputSlot) -> tuple[tuple[int, ...], Sequence[A
         if len(set(lengths)) > 1:
             raise slot.refuse(f"ragged: {_ragged_text(lengths)}")
         shape.append(lengths[0])
+        if len(shape) > _DEEPEST:  # as a list that holds itself is
+            raise slot.refuse(f"lists nested deeper than {_DEEPEST} levels")
         level = list(chain.from_iterable(level))
     return tuple(shape), level
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import ConfigurationError
+from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Array, Reply
 from tritonasync.handles.base import Handle, Prepared, Request
@@ -24,7 +25,6 @@ from tritonasync.handles.decoders import Candidates, Decoder, DecoderName, decod
 from tritonasync.handles.detections import Detection, Detections
 from tritonasync.handles.frames import Canvas, Layout, canvas_of, frames, work_nbytes
 from tritonasync.handles.labels import checked_labels
-from tritonasync.handles.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.handles.signature import Signature
 from tritonasync.processing.boxes import clip, suppress
 from tritonasync.processing.images import Letterbox

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from tritonasync.core.deadline import NEVER
 from tritonasync.core.errors import InvalidInputError, ProtocolError
+from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, bind_one
 from tritonasync.handles.conversion import is_array
-from tritonasync.handles.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.processing.vectors import l2_normalise

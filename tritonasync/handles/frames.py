@@ -17,10 +17,10 @@ import numpy as np
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import InvalidInputError
+from tritonasync.core.offload import LONG_NBYTES
 from tritonasync.core.values import Array, TensorSpec
 from tritonasync.handles.binding import Binding
 from tritonasync.handles.conversion import is_array
-from tritonasync.handles.offload import LONG_NBYTES
 from tritonasync.handles.slot import shape_text
 from tritonasync.processing.images import (
     FloatImage,

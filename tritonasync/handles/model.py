@@ -168,13 +168,15 @@ class ModelHandle(Handle):
     ) -> Parameters:
         if not (parameters or priority or queue_timeout_us):
             return ()
+        if not isinstance(parameters, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise self._refuse(f"parameters is a mapping of names to values, not {parameters!r}")
         given = dict(parameters or {})
         for option, name, value in (
             ("priority", "priority", priority),
             ("queue_timeout_us", "timeout", queue_timeout_us),
         ):
-            if value < 0:
-                raise self._refuse(f"{option}={value} is negative")
+            if not isinstance(value, int) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise self._refuse(f"{option} is a whole number from 0 on, not {value!r}")
             if value and name in given:
                 raise self._refuse(f"{option}={value} and parameters[{name!r}] are the same thing")
             if value:

@@ -91,6 +91,7 @@ class Admin:
 
         Raises:
             DeadlineExceededError: It was not ready in time; its cause says what was the matter.
+            ModelNotFoundError: The server's repositories have no such model.
             TlsError: No secure connection can be made, which waiting does not mend.
         """
         deadline = self._deadline(timeout_s)
@@ -103,6 +104,8 @@ class Admin:
                 ready = await control.ready(deadline)
             else:
                 ready = await control.model_ready(model, version, deadline)
+            if not ready and model is not None:
+                await _check_known(control, model, deadline)
             if not ready:
                 raise ServerNotReadyError(
                     f"{where} at {control.target} is not ready",
@@ -214,6 +217,19 @@ class Admin:
                 )
 
         await _repeat(check, deadline, f"model {model!r} was not unloaded")
+
+
+async def _check_known(control: Control, model: str, deadline: Deadline) -> None:
+    """Raise if waiting is in vain, because the repositories have no model of that name."""
+    names = {entry.name for entry in await control.index(deadline)}
+    if model not in names:
+        raise ModelNotFoundError(
+            f"{control.target} has no model {model!r}, only: {', '.join(sorted(names)) or 'none'}",
+            code="NOT_FOUND",
+            details="not in the repository index",
+            model=model,
+            endpoint=control.target,
+        )
 
 
 async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, failure: str) -> None:

@@ -11,12 +11,11 @@ those who waited for it and is not remembered.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import PoolClosedError, TritonError
+from tritonasync.core.errors import DeadlineExceededError, PoolClosedError, Stage, TritonError
 from tritonasync.core.values import ModelSpec
 
 _Key: TypeAlias = tuple[str, str]
@@ -30,10 +29,16 @@ class Catalog:
 
     Args:
         ask: Asks a server for a model's signature.
+        waits_for: Tells what a question waits for, to be named by those who run out of time.
     """
 
-    def __init__(self, ask: Callable[[str, str, Deadline], Awaitable[ModelSpec]]) -> None:
+    def __init__(
+        self,
+        ask: Callable[[str, str, Deadline], Awaitable[ModelSpec]],
+        waits_for: Callable[[], Stage] = lambda: "metadata",
+    ) -> None:
         self._ask = ask
+        self._waits_for = waits_for
         self._specs: dict[_Key, ModelSpec] = {}
         self._questions: dict[_Key, asyncio.Task[ModelSpec]] = {}
         self._tasks: set[asyncio.Task[ModelSpec]] = set()
@@ -51,17 +56,22 @@ class Catalog:
             ServerError: The server answered with an error, such as ``ModelNotFoundError``.
             TransportError: Nobody answered.
         """
-        known = self._specs.get((model, version))
-        if known is not None:
-            return known
+        return self._specs.get((model, version)) or await self.renew(model, version, deadline)
+
+    async def renew(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Return the signature, asked anew; what was known stays known until the answer is there.
+
+        Raises as :meth:`describe`.
+        """
         question = self._questions.get((model, version)) or self._start((model, version))
-        left = deadline.remaining()
-        await asyncio.wait({question}, timeout=None if left == math.inf else left)
+        await asyncio.wait({question}, timeout=deadline.wait_s())
         if not question.done():
-            raise deadline.error("metadata", model=model)
+            raise deadline.error(self._waits_for(), model=model)
         if question.cancelled():
             raise PoolClosedError("the pool was closed while it asked for a signature", model=model)
         error = question.exception()
+        if isinstance(error, DeadlineExceededError) and not deadline.expired():
+            return await self.renew(model, version, deadline)  # the question's time, not ours
         if isinstance(error, TritonError):
             raise error.copy()  # its own for each waiter: a raised object belongs to one task
         return question.result()

@@ -5,6 +5,7 @@ Owns: the choice of channel options, each with the reason. Refuses to know: mess
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from inspect import isawaitable
@@ -75,21 +76,33 @@ def check_headers(headers: Headers) -> Metadata:
     """Return headers as gRPC metadata.
 
     Raises:
-        ConfigurationError: A name or value is not what HTTP/2 and gRPC allow.
+        ConfigurationError: They are no mapping, or a name or value is not what HTTP/2 and gRPC
+            allow.
     """
+    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users err
+        raise ConfigurationError(f"headers: a mapping of str to str is wanted, not {headers!r}")
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
-            raise ConfigurationError(
-                f"header {name!r}: a name has lower-case letters, digits, '-', '_' and '.', "
-                "does not begin with 'grpc-' and does not end with '-bin'"
-            )
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ConfigurationError(f"header {name!r}: its value is not printable ASCII")
+        _check_header(name, value)
     return tuple(headers.items())
+
+
+def _check_header(name: object, value: object) -> None:
+    if not (isinstance(name, str) and isinstance(value, str)):
+        raise ConfigurationError(f"header {name!r}: name and value are str, not {value!r}")
+    if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
+        raise ConfigurationError(
+            f"header {name!r}: a name has lower-case letters, digits, '-', '_' and '.', "
+            "does not begin with 'grpc-' and does not end with '-bin'"
+        )
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ConfigurationError(f"header {name!r}: its value is not printable ASCII")
 
 
 class HeaderSupply:
     """The metadata of each call: fixed headers, or a function's, and the protocol keys.
+
+    Attributes:
+        fixed: The metadata of every call, or ``None`` if a function must be asked.
 
     Args:
         source: Headers, or a plain or async function that gives them for each call.
@@ -102,27 +115,31 @@ class HeaderSupply:
 
     def __init__(self, source: HeaderSource, protocol_keys: Mapping[str, str]) -> None:
         # Triton wants the key of a restricted protocol under this prefix.
-        self._metadata = check_headers(
+        if not isinstance(protocol_keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"protocol_keys: a mapping of str to str is wanted, not {protocol_keys!r}"
+            )
+        self._keys = check_headers(
             {f"triton-grpc-protocol-{key}".lower(): value for key, value in protocol_keys.items()}
         )
-        self._source = None
-        if callable(source):
-            self._source = source
-        else:
-            self._metadata += check_headers(source)
-
-    @property
-    def fixed(self) -> Metadata | None:
-        """The metadata of every call, or ``None`` if a function must be asked."""
-        return None if self._source else self._metadata
+        self._source = source
+        self.fixed = None if callable(source) else self._keys + check_headers(source)
 
     async def ask(self) -> Metadata:
         """Return the metadata of the next call, asking the function if there is one.
 
         Raises:
-            ConfigurationError: The function gave a header that is not allowed.
+            ConfigurationError: The function raised (its error is the cause), or gave a header that
+                is not allowed.
         """
-        if self._source is None:
-            return self._metadata
-        made = self._source()
-        return check_headers(await made if isawaitable(made) else made) + self._metadata
+        try:
+            made = self._source() if callable(self._source) else self._source
+            headers = await made if isawaitable(made) else made
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ConfigurationError(
+                f"headers: the function that gives them raised {error!r}"
+            ) from error
+        return self._keys + check_headers(headers)

@@ -16,7 +16,6 @@ channel is closed.
 from __future__ import annotations
 
 import asyncio
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
@@ -75,15 +74,17 @@ class _Lane:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.in_flight = 0
-        self._methods: dict[str, _Method] = {}
+        self.methods: dict[str, _Method] = {}
 
-    def method(self, name: str) -> _Method:
-        """Return the callable of a method, with identity serialisers: bytes in, bytes out."""
-        found = self._methods.get(name)
-        if found is None:
-            found = cast("_Method", self.channel.unary_unary(_SERVICE + name))
-            self._methods[name] = found
-        return found
+    def connected(self) -> bool:
+        """Return whether there is a connection."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+
+    def add_method(self, name: str) -> _Method:
+        """Make the callable of a method, with identity serialisers: bytes in, bytes out."""
+        made = cast("_Method", self.channel.unary_unary(_SERVICE + name))
+        self.methods[name] = made
+        return made
 
 
 class Endpoint:
@@ -103,6 +104,7 @@ class Endpoint:
         self._headers = headers
         self._flights = Flights(self._late, self._landed)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = 0
         self._closing = False
         self._succeeded = 0
         self._failed = 0
@@ -140,14 +142,20 @@ class Endpoint:
             raise PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
         left = deadline.remaining()
         if not left:
-            raise deadline.error(stage, model=model, endpoint=self.target)
+            raise deadline.error("send", model=model, endpoint=self.target)
         lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=_load)
         timeout = min(left + RPC_GRACE_S, _RPC_LONGEST_S)
-        call = lane.method(method)(message, timeout=timeout, metadata=metadata or None)
+        send = lane.methods.get(method) or lane.add_method(method)
+        call = send(message, timeout=timeout, metadata=metadata or None)
         lane.in_flight += 1
         flight = Flight(call, lane, deadline, stage, model)
         self._flights.launch(flight)
-        await flight.waiter
+        try:
+            await flight.waiter
+        except asyncio.CancelledError:
+            if flight.waiter.done() and not flight.waiter.cancelled() and not flight.forsaken:
+                self._abandon(flight)  # its answer was there, and its caller was just about to wake
+            raise
         try:
             answer = await call
         except grpc.aio.AioRpcError as failure:
@@ -172,11 +180,14 @@ class Endpoint:
     def _landed(self, flight: Flight[_Lane]) -> None:
         flight.lane.in_flight -= 1
         if flight.forsaken:
-            self._abandoned += 1
-            # What became of it counts as well, and gRPC tells only those who await.
-            task = asyncio.get_running_loop().create_task(self._see_off(flight.call))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._abandon(flight)
+
+    def _abandon(self, flight: Flight[_Lane]) -> None:
+        """Count a call that ended without a caller; gRPC tells what became of it to awaiters."""
+        self._abandoned += 1
+        task = asyncio.get_running_loop().create_task(self._see_off(flight.call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _see_off(self, call: UnaryCall) -> None:
         try:
@@ -186,21 +197,26 @@ class Endpoint:
             self._failed += 1
 
     def _late(self, flight: Flight[_Lane]) -> DeadlineExceededError:
-        state = flight.lane.channel.get_state()
-        stage = flight.stage if state is grpc.ChannelConnectivity.READY else "connect"
+        stage = flight.stage if flight.lane.connected() else "connect"
         return flight.deadline.error(stage, model=flight.model, endpoint=self.target)
+
+    def waits_for(self) -> Stage:
+        """Return what a question for a signature is waiting for, to be named when time is up."""
+        if self._asking:
+            return "headers"
+        return "metadata" if any(lane.connected() for lane in self._lanes) else "connect"
 
     async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
         """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""
-        left = deadline.remaining()
-        scope = asyncio.timeout(None if left == math.inf else left)
+        scope = asyncio.timeout(deadline.wait_s())
+        self._asking += 1
         try:
             async with scope:
                 return await self._headers.ask()
         except TimeoutError as error:
-            if not scope.expired():  # the function's own
-                raise
             raise deadline.error("headers", model=model, endpoint=self.target) from error
+        finally:
+            self._asking -= 1
 
     def statistics(self) -> EndpointStatistics:
         """Return what this endpoint has done so far."""

@@ -16,14 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import grpc.aio
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage
+
+_SWEEP_PAUSE_S: Final = 0.002
+"""The least time between two sweeps, and so how late a caller is let go at most. A sweep looks at
+all calls: with thousands of deadlines in a row, one for each would be quadratic."""
 
 _L = TypeVar("_L")
 
@@ -116,22 +121,22 @@ class Flights(Generic[_L]):
     def _sweep(self) -> None:
         """Let those callers go whose time is up, and wait for the next."""
         self._timer, self._due = None, math.inf
+        now = time.monotonic()
         waiting = [flight for flight in self._out if not flight.waiter.done()]
         for flight in waiting:
-            if flight.deadline.expired():
+            if flight.deadline.expired(now):
                 flight.waiter.set_exception(self._late(flight))
         due = min((f.deadline.at for f in waiting if not f.waiter.done()), default=math.inf)
         if due < math.inf:
-            self._set_timer(due)
+            self._set_timer(max(due, now + _SWEEP_PAUSE_S))
 
     async def wait_until_quiet(self, deadline: Deadline) -> None:
         """Return when no call is out, or at the deadline."""
         if not self._out:
             return
         self._quiet = asyncio.Event()
-        left = deadline.remaining()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if left == math.inf else left):
+            async with asyncio.timeout(deadline.wait_s()):
                 await self._quiet.wait()
 
     def close(self) -> None:

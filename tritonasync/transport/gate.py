@@ -9,7 +9,6 @@ Invariant: what was let in may run to its end; what comes after closing began is
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from enum import Enum
 from typing import Final
@@ -42,7 +41,7 @@ class GateState(Enum):
 
 _NEXT: Final[dict[GateState, tuple[GateState, ...]]] = {
     GateState.NEW: (GateState.OPEN, GateState.CLOSED),
-    GateState.OPEN: (GateState.CLOSING,),
+    GateState.OPEN: (GateState.CLOSING, GateState.CLOSED),
     GateState.CLOSING: (GateState.CLOSED,),
     GateState.CLOSED: (),
 }
@@ -109,24 +108,28 @@ class Gate:
             WrongContextError: This is another event loop or process than the pool's.
         """
         stages = self._stages
+        if stages is None:
+            raise PoolClosedError(self._state.value)
+        self.check_context()
+        return stages
+
+    def check_context(self) -> None:
+        """Refuse another event loop, or process, than the one that the pool was opened in.
+
+        Raises:
+            WrongContextError: This is another.
+        """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if stages is not None and loop is self._loop and self._generation == _generation:
-            return stages
-        raise self._refusal()
-
-    def _refusal(self) -> PoolClosedError | WrongContextError:
-        if self._stages is None:
-            return PoolClosedError(self._state.value)
-        if self.forked:
-            return WrongContextError(
-                "the pool was opened before this process was forked, and gRPC does not survive a "
-                "fork: open a pool of its own in the child, or start it by 'spawn'"
-            )
-        return WrongContextError(
-            "the pool belongs to another event loop: open one in each loop, and call it from "
+        if loop is self._loop and self._generation == _generation:
+            return
+        raise WrongContextError(
+            "the pool was opened before this process was forked, and gRPC does not survive a "
+            "fork: open a pool of its own in the child, or start it by 'spawn'"
+            if self.forked
+            else "the pool belongs to another event loop: open one in each loop, and call it from "
             "there (asyncio.run makes a new loop each time)"
         )
 
@@ -140,14 +143,19 @@ class Gate:
             self._leave()
 
     def known(self, model: str, version: str) -> ModelSpec | None:
-        """Return a signature from memory. Raises as :meth:`check` does."""
-        _, catalog = self.check()
-        return catalog.known(model, version)
+        """Return a signature from memory; ``None`` where the pool is not open."""
+        stages = self._stages
+        return None if stages is None else stages[1].known(model, version)
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         """Let a question for a signature through. Raises as :meth:`check` and the catalog do."""
         _, catalog = self.check()
         return await catalog.describe(model, version, deadline)
+
+    async def renew(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Let a question anew through. Raises as :meth:`check` and the catalog do."""
+        _, catalog = self.check()
+        return await catalog.renew(model, version, deadline)
 
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model; nothing to do where the pool is not open."""
@@ -165,9 +173,8 @@ class Gate:
         self._stages = None
         self._empty = asyncio.Event()
         if self._inside:
-            left = deadline.remaining()
             waiting = asyncio.ensure_future(self._empty.wait())
-            await asyncio.wait({waiting}, timeout=None if left == math.inf else left)
+            await asyncio.wait({waiting}, timeout=deadline.wait_s())
             waiting.cancel()
 
     def shut(self) -> None:

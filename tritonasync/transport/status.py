@@ -90,7 +90,8 @@ _UNAVAILABLE: Final = (
         "8001; 8000 is HTTP), or does the server want TLS, or a client certificate (TlsConfig)?",
     ),
     _rule(
-        "failed to connect|connection refused|name resolution|dns resolution|no route",
+        "failed to connect|connection refused|errors resolving|dns resolution|address lookup|"
+        "empty address list|no route",  # seen, but for the second and fourth
         ServerUnreachableError,
         "is the server running, and the address right?",
     ),
@@ -98,7 +99,11 @@ _UNAVAILABLE: Final = (
 )
 
 _NOT_FOUND: Final = (
-    _rule("shared memory region", RegionNotFoundError, "was the server restarted?"),  # seen
+    _rule(
+        "^unable to find (system |cuda )?shared memory region",
+        RegionNotFoundError,
+        "was the server restarted?",
+    ),  # seen
     _rule("no available versions", ModelNotReadyError, "it is unloaded; load it first"),  # seen
     _rule(None, ModelNotFoundError, "pool.admin.index() lists what the server has"),  # seen
 )
@@ -106,8 +111,8 @@ _NOT_FOUND: Final = (
 _INVALID_ARGUMENT: Final = (
     # How the statistics call says that it does not know a model: seen.
     _rule("requested model .* not available", ModelNotFoundError, "is the name right?"),
-    _rule("load failed for model", LoadFailedError, "the server's log tells more"),  # seen
-    _rule("shared memory|offset \\+ byte size", RegionInvalidError),  # seen
+    _rule("^load failed for model", LoadFailedError, "the server's log tells more"),  # seen
+    _rule("^failed to register|^invalid offset \\+ byte size", RegionInvalidError),  # seen
     _rule(None, InvalidRequestError),  # seen
 )
 
@@ -117,16 +122,19 @@ _ALREADY_EXISTS: Final = (
 )
 
 _INTERNAL: Final = (
-    _rule("failed to (un)?load", LoadFailedError, "the server's log tells more"),  # seen
+    # First what a model says in its own words, which may be any of the words below.
+    _rule("^(in ensemble .*?, )?failed to process the request", ModelFailedError),  # seen
+    _rule("^failed to (un)?load '", LoadFailedError, "the server's log tells more"),  # seen
     _rule(
-        "stub process .* not healthy",
+        "^(in ensemble .*?, )?stub process '.*' is not healthy",
         ModelUnhealthyError,
         "unload it (wait=False, for it never ends) and load it",
     ),  # seen
-    _rule("should be at least \\d+ bytes", SlotTooSmallError),  # seen
-    _rule("shared memory", RegionInvalidError),  # seen
-    _rule("unable to parse request", InvalidRequestError),  # seen
-    _rule("rst_stream|goaway", ConnectionLostError, _LOST),
+    _rule("^shared memory size .* should be at least \\d+ bytes", SlotTooSmallError),  # seen
+    _rule("^unable to open shared memory region", RegionInvalidError),  # seen
+    _rule("^cannot unregister shared memory region", RegionInvalidError),
+    _rule("^unable to parse request$", InvalidRequestError),  # seen
+    _rule("^received rst_stream|^goaway received", ConnectionLostError, _LOST),
     _rule(None, ModelFailedError),  # seen
 )
 
@@ -136,7 +144,7 @@ _UNIMPLEMENTED: Final = (
 )
 
 _RESOURCE_EXHAUSTED: Final = (
-    _rule("larger than|too large|message", MessageTooLargeError, "send fewer rows a call"),
+    _rule("message (is )?(larger|too large|exceeds)", MessageTooLargeError, "send fewer rows"),
     _rule(None, QueueFullError, "slow down or shed load"),
 )
 

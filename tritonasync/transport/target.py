@@ -30,18 +30,23 @@ def parse_target(url: str) -> str:
         ConfigurationError: The URL is no gRPC target; the message says what it should be.
     """
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users err
-        raise ConfigurationError(f"one URL, a string, is wanted, not {url!r}: {_EXAMPLE}")
+        raise ConfigurationError(
+            f"one URL, a string, is wanted, not {url!r}: {_EXAMPLE}. For several servers, open a "
+            "pool for each, or give a dns:///name:port"
+        )
     text = url.strip()
     if not text:
         raise ConfigurationError(f"the URL is empty: {_EXAMPLE}")
     scheme, separator, _ = text.partition("://")
-    if separator and scheme in {"http", "https", "grpc", "grpcs"}:
-        tls = "; TLS is asked for by tls=TlsConfig(…)" if scheme.endswith("s") else ""
+    if separator and scheme.lower() in {"http", "https", "grpc", "grpcs", "tcp"}:
+        tls = "; TLS is asked for by tls=TlsConfig(…)" if scheme.lower().endswith("s") else ""
         raise ConfigurationError(
             f"{url!r} has the scheme {scheme!r}: leave it out{tls}. "
             f"Triton speaks gRPC on a port of its own: {_EXAMPLE}"
         )
     if text.startswith(_RESOLVED):
+        if not text.partition(":")[2].strip("/"):
+            raise ConfigurationError(f"{url!r} names nothing: {_EXAMPLE}, or dns:///name:port")
         return text
     match = _HOST_PORT.fullmatch(text)
     if match is None:

@@ -8,20 +8,15 @@ Refuses to know: which endpoint (the stage above picked it), what a batch is.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
-import anyio.to_thread
-
 from tritonasync.core.errors import ProtocolError
+from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.values import Call, Reply
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.wire.decode import decode_response
 from tritonasync.wire.encode import encode_request, encode_small
-
-OFFLOAD_NBYTES: Final = 1 << 20
-"""Messages from this size on, in bytes, are built in a worker thread: copying 1 MiB takes about
-0.2 ms, going to a thread and back about 0.1 ms."""
-
 
 _LONG_STRINGS_NBYTES: Final = 1 << 17
 """Answers with strings from this size on are read in a worker thread: a string may be as short as
@@ -38,12 +33,10 @@ class UnaryInvoker:
 
     Args:
         endpoint: Where to. Borrowed.
-        limiter: Bounds the worker threads that build messages.
     """
 
-    def __init__(self, endpoint: Endpoint, limiter: anyio.CapacityLimiter) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._limiter = limiter
 
     async def infer(self, call: Call) -> Reply:
         """Run one inference.
@@ -56,17 +49,20 @@ class UnaryInvoker:
             ServerError: The server answered with an error.
             TransportError: Nobody answered, or not with a Triton response.
         """
-        message = encode_small(call, OFFLOAD_NBYTES)
+        message = encode_small(call, LONG_NBYTES)
         if message is None:
-            message = await anyio.to_thread.run_sync(encode_request, call, limiter=self._limiter)
-            call.deadline.check("encode", model=call.model, endpoint=self._endpoint.target)
+            message = await in_worker(
+                partial(encode_request, call), deadline=call.deadline, model=call.model
+            )
         answer = await self._endpoint.exchange(
             "ModelInfer", message, call.deadline, model=call.model
         )
         try:
             if len(answer) < _LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
                 return decode_response(answer)
-            return await anyio.to_thread.run_sync(decode_response, answer, limiter=self._limiter)
+            return await in_worker(
+                partial(decode_response, answer), deadline=call.deadline, model=call.model
+            )
         except ProtocolError as error:
             raise ProtocolError(
                 f"model {call.model!r} at {self._endpoint.target}: {error}",

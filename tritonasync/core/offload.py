@@ -27,7 +27,7 @@ LONG_NBYTES: Final = 1 << 20
 """From here on, work that writes so many bytes is long: about 1 ms at 1 GB/s, and a worker thread
 costs about 0.1 ms."""
 
-_limiter: Final[RunVar[CapacityLimiter]] = RunVar("tritonasync.handles.offload")
+_limiter: Final[RunVar[CapacityLimiter]] = RunVar("tritonasync.core.offload")
 
 
 def reply_nbytes(reply: Reply) -> int:

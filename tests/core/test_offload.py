@@ -13,8 +13,8 @@ import pytest
 from tests.handles.fakes import FakeCatalog, FakeInvoker, spec
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import DeadlineExceededError
+from tritonasync.core.offload import in_worker
 from tritonasync.handles.detector import Detector
-from tritonasync.handles.offload import in_worker
 
 pytestmark = pytest.mark.anyio
 
