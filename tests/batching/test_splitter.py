@@ -10,7 +10,7 @@ import pytest
 
 from tritonasync.batching.splitter import Splitter
 from tritonasync.core.deadline import NEVER
-from tritonasync.core.errors import ModelFailedError, ProtocolError
+from tritonasync.core.errors import InvalidInputError, ModelFailedError, ProtocolError
 from tritonasync.core.values import Call, InputTensor, ModelSpec, Reply
 
 pytestmark = pytest.mark.anyio
@@ -214,3 +214,21 @@ async def test_replies_that_do_not_fit_together_are_an_error():
 
     with pytest.raises(ProtocolError, match="model 'net', output 'OUT'"):
         await Splitter(Short(), Catalog()).infer(call(9))
+
+
+async def test_a_wrong_string_is_refused_before_any_part_is_sent():
+    sent = []
+
+    class Stage:
+        async def infer(self, call):
+            sent.append(call)
+
+    class Known:
+        def known(self, model, version):
+            return ModelSpec(model, version, ("1",), "python", 4, (), ())
+
+    texts = np.array([["a", "b"]] * 9 + [["c", None]] + [["d", "e"]], object)
+    inputs = (InputTensor("TEXT", "BYTES", texts.shape, (texts[:7], texts[7:])),)
+    with pytest.raises(InvalidInputError, match="input 'TEXT': row 9 holds a NoneType"):
+        await Splitter(Stage(), Known()).infer(Call("m", "", inputs, len(texts)))
+    assert sent == []

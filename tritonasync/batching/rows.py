@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tritonasync.core.errors import ProtocolError
+from tritonasync.core.errors import InvalidInputError, ProtocolError
 from tritonasync.core.values import Array, Call, InputTensor, Reply
 
 
@@ -26,6 +26,35 @@ def sizes(rows: int, limit: int) -> list[int]:
     """
     full, rest = divmod(rows, limit)
     return [limit] * full + [rest] * bool(rest)
+
+
+def check_strings(call: Call) -> None:
+    """Refuse what cannot be sent as a string, before the first part is sent.
+
+    Raises:
+        InvalidInputError: An element of a BYTES input is neither ``bytes`` nor ``str``; it is named
+            by its row in the whole call.
+    """
+    for tensor in call.inputs:
+        first_row = 0
+        for part in tensor.parts:
+            if part.dtype == object:
+                _check_elements(call, tensor.name, part, first_row)
+            first_row += len(part)
+
+
+def _check_elements(call: Call, name: str, part: Array, first_row: int) -> None:
+    elements: list[object] = part.ravel().tolist()
+    kinds: set[type] = set(map(type, elements))
+    if all(issubclass(kind, bytes | str) for kind in kinds):
+        return
+    index = next(i for i, element in enumerate(elements) if not isinstance(element, bytes | str))
+    row = first_row + index // (part.size // len(part))
+    raise InvalidInputError(
+        f"model {call.model!r}, input {name!r}: row {row} holds a "
+        f"{type(elements[index]).__name__}, and BYTES are bytes or str",
+        model=call.model,
+    )
 
 
 def cut(call: Call, limit: int) -> list[Call]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import anyio
 
-from tritonasync.batching.rows import cut, join
+from tritonasync.batching.rows import check_strings, cut, join
 from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, Reply
@@ -62,6 +62,7 @@ class Splitter:
             spec = await self._catalog.describe(call.model, call.version, call.deadline)
         if spec.stateful or not 0 < spec.max_batch_size < call.rows:
             return await self._next.infer(call)
+        check_strings(call)
         parts = cut(call, spec.max_batch_size)
         replies = await _Parts(self._next, parts).replies(self._max_inflight)
         if sum(map(reply_nbytes, replies)) < LONG_NBYTES:

@@ -5,7 +5,7 @@ Owns: which conversions happen unasked. Refuses to know: shapes (beyond raggedne
 Rules:
 
 - An array (or numpy scalar, or anything that numpy reads as an array, such as a Pillow image or a
-  torch tensor on the CPU) has a dtype of its own. It is converted if no value can change thereby
+  torch tensor on the CPU) has a dtype of its own. It is converted if numpy calls the cast safe
   (``numpy.can_cast(..., "safe")``), or by ``casting="same_kind"``, and is refused otherwise.
 - Python's own numbers, alone or in lists, have none, as numpy's promotion (NEP 50) also says. They
   take the model's dtype if their kind goes into it (int and bool into integers, these and float

@@ -27,7 +27,7 @@ class ModelHandle(Handle):
     split into several requests and joined again.
 
     Arrays are checked against the model's signature before anything is sent. An array of another
-    dtype is converted if no value can change by it; Python's numbers and strings, in lists, take
+    dtype is converted if numpy calls the cast safe; Python's numbers and strings, in lists, take
     the model's dtype. An array that needs no conversion is not copied: do not change it before the
     call is answered.
     """

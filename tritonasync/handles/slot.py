@@ -20,7 +20,8 @@ from tritonasync.wire.dtypes import numpy_dtype
 Casting: TypeAlias = Literal["safe", "same_kind"]
 """Which arrays are converted to the model's dtype unasked, in numpy's words.
 
-``"safe"`` keeps every value as it is (uint8 to float32, float16 to float32); ``"same_kind"`` also
+``"safe"`` keeps every value as it is (uint8 to float32, float16 to float32), but that numpy also
+calls 64-bit integers to float64 safe, which rounds beyond 2**53; ``"same_kind"`` also
 loses width (float64 to float32, int64 to int32), as ``array.astype`` does.
 """
 
