@@ -9,6 +9,7 @@ import pytest
 
 from tritonasync import TritonPool
 from tritonasync.core.errors import (
+    ConfigurationError,
     DeadlineExceededError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -85,7 +86,11 @@ async def test_statistics_count_rows_and_batches(pool):
 
     before = of(await pool.admin.statistics("two_inputs"))
     await pool.model("two_inputs")(A=np.zeros((5, 4), np.float32), B=np.zeros((5, 1), np.int32))
-    after = of(await pool.admin.statistics("two_inputs"))
+    async with asyncio.timeout(10):  # the server counts a moment after it has answered
+        after = before
+        while after.success.count == before.success.count:
+            await asyncio.sleep(0.01)
+            after = of(await pool.admin.statistics("two_inputs"))
     assert after.inference_count - before.inference_count == 5
     assert after.execution_count - before.execution_count == 1
     assert after.success.count - before.success.count == 1
@@ -147,6 +152,18 @@ async def test_a_server_that_starts_late_is_waited_for():
             await waiting
             row = np.ones((1, 16), np.float32)
             np.testing.assert_array_equal((await pool.model("ident")(INPUT0=row))["OUTPUT0"], row)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"config": {"a": object()}}, "config cannot be written as JSON"),
+        ({"config": "{}", "files": {"1/model.py": "text"}}, "file '1/model.py' is given as bytes"),
+    ],
+)
+async def test_what_cannot_be_loaded_is_refused(pool, options, says):
+    with pytest.raises(ConfigurationError, match=says):
+        await pool.admin.load("ident", **options)
 
 
 async def test_a_closed_pool_refuses():

@@ -198,14 +198,20 @@ WRONG = [
 
 @pytest.mark.parametrize(("inputs", "says"), WRONG)
 async def test_what_does_not_fit_is_refused_before_anything_is_sent(pool, inputs, says):
-    model = pool.model("ident")
-    await model(INPUT0=np.ones((1, 16), np.float32))
-    inferences = (await pool.admin.statistics("ident"))[0].inference_count
+    sent, exchange = [], pool._stages.endpoint.exchange
+
+    async def record(method, *args, **options):
+        sent.append(method)
+        return await exchange(method, *args, **options)
+
+    pool._stages.endpoint.exchange = record
     with pytest.raises(InvalidInputError, match=says) as caught:
-        await model(inputs)
+        await pool.model("ident")(inputs)
     assert "model 'ident'" in str(caught.value)
     assert caught.value.model == "ident"
-    assert (await pool.admin.statistics("ident"))[0].inference_count == inferences
+    assert "ModelInfer" not in sent
+    await pool.model("ident")(INPUT0=np.ones((1, 16), np.float32))
+    assert "ModelInfer" in sent
 
 
 async def test_a_decoupled_model_is_refused_with_what_to_do(pool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
@@ -120,6 +121,8 @@ class Detector(Handle):
         super().__init__(name, version, invoker, catalog, timeout_s=timeout_s)
         subject = f"detector {name!r}"
         self._input_name = input_name
+        if isinstance(outputs, str):
+            raise ConfigurationError(f"{subject}: outputs is a list of names, not {outputs!r}")
         self._outputs = None if outputs is None else tuple(outputs)
         self._decoder: DecoderChoice = decoder
         self._layout: Layout | None = layout
@@ -293,6 +296,22 @@ def _wrong_labels(model: str, expected: str, labels: tuple[str, ...]) -> Configu
     )
 
 
+def _is_size(value: tuple[int, int]) -> bool:
+    try:
+        height, width = value
+    except (TypeError, ValueError):  # not two, or no sequence at all
+        return False
+    return _is_count(height) and _is_count(width)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) <= 1
+
+
 def _check_options(
     subject: str,
     decoder: DecoderChoice,
@@ -304,12 +323,11 @@ def _check_options(
         'decoder is "auto", "yolov8", "xyxy" or a function': callable(decoder)
         or decoder in ("auto", "yolov8", "xyxy"),
         'layout is "NCHW" or "NHWC"': layout in (None, "NCHW", "NHWC"),
-        "image_size is (height, width), each 1 or more": image_size is None
-        or (len(image_size) == 2 and min(image_size) >= 1),
-        "score_threshold is a number from 0 to 1": 0 <= thresholds.score <= 1,
+        "image_size is (height, width), each 1 or more": image_size is None or _is_size(image_size),
+        "score_threshold is a number from 0 to 1": _is_share(thresholds.score),
         "iou_threshold is a number from 0 to 1, or None": thresholds.iou is None
-        or 0 <= thresholds.iou <= 1,
-        "max_detections is 1 or more": thresholds.max_detections >= 1,
+        or _is_share(thresholds.iou),
+        "max_detections is 1 or more": _is_count(thresholds.max_detections),
     }
     wrong = [rule for rule, holds in faults.items() if not holds]
     if wrong:

@@ -12,6 +12,7 @@ from typing import Final
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import (
+    ConfigurationError,
     ConnectionLostError,
     DeadlineExceededError,
     ModelNotFoundError,
@@ -165,10 +166,18 @@ class Admin:
             timeout_s: Seconds this may take; large models take minutes.
 
         Raises:
+            ConfigurationError: ``config`` is nothing that JSON can say, or a file no ``bytes``.
             ControlRefusedError: The server was not started with explicit model control.
             LoadFailedError: The model is missing or broken; the version loaded before serves on.
         """
-        text = config if config is None or isinstance(config, str) else json.dumps(config)
+        text = config if config is None or isinstance(config, str) else _json(model, config)
+        for path, content in (files or {}).items():
+            if not isinstance(content, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigurationError(
+                    f"model {model!r}: file {path!r} is given as bytes, not "
+                    f"{type(content).__name__}",
+                    model=model,
+                )
         try:
             await self._control().load(model, text, files or {}, self._deadline(timeout_s))
         finally:
@@ -217,6 +226,15 @@ class Admin:
                 )
 
         await _repeat(check, deadline, f"model {model!r} was not unloaded")
+
+
+def _json(model: str, config: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"model {model!r}: its config cannot be written as JSON: {error}", model=model
+        ) from error
 
 
 async def _check_known(control: Control, model: str, deadline: Deadline) -> None:
