@@ -322,3 +322,23 @@ async def test_a_header_that_is_not_allowed_is_refused(headers):
         with pytest.raises(ConfigurationError, match="header"):
             await endpoint.exchange("ModelInfer", b"", NEVER)
         await endpoint.aclose(NEVER)
+
+
+async def test_every_call_is_counted_once_whenever_its_caller_leaves():
+    async with ScriptedServer(ModelInfer=echo) as server:
+        endpoint = make_endpoint(server.target)
+        await endpoint.exchange("ModelInfer", b"", NEVER)
+        for turns in range(60):
+            caller = asyncio.create_task(
+                endpoint.exchange("ModelInfer", b"", Deadline.after(0.0005 * (turns % 7) + 0.0001))
+            )
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            caller.cancel()
+            await asyncio.wait({caller})
+        await endpoint.aclose(Deadline.after(9))
+        statistics = endpoint.statistics()
+        assert statistics.succeeded == len(server.received)
+        assert statistics.failed == statistics.in_flight == 0
+        assert statistics.abandoned < statistics.succeeded
+        assert server.cancelled == 0

@@ -29,6 +29,7 @@ from tritonasync.core.errors import (
     DeadlineExceededError,
     PoolClosedError,
     Stage,
+    TritonError,
 )
 from tritonasync.transport.channel import HeaderSupply, Metadata
 from tritonasync.transport.flights import Flight, Flights, UnaryCall
@@ -138,6 +139,34 @@ class Endpoint:
         metadata = self._headers.fixed
         if metadata is None:
             metadata = await self._ask_headers(deadline, model)
+        flight = self._send(method, message, metadata, deadline, stage=stage, model=model)
+        try:
+            await flight.waiter
+        except asyncio.CancelledError:
+            if flight.call.done() and not flight.forsaken:
+                self._abandon(flight)  # its answer was there, and its caller was about to wake
+            raise
+        try:
+            answer = await flight.call
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as failure:
+            self._failed += 1
+            error = self._error(failure, model)
+            if error is None:
+                raise
+            raise error from failure
+        self._succeeded += 1
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        message: bytes,
+        metadata: Metadata,
+        deadline: Deadline,
+        *,
+        stage: Stage,
+        model: str | None,
+    ) -> Flight[_Lane]:
         if self._closing:
             raise PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
         left = deadline.remaining()
@@ -150,32 +179,24 @@ class Endpoint:
         lane.in_flight += 1
         flight = Flight(call, lane, deadline, stage, model)
         self._flights.launch(flight)
-        try:
-            await flight.waiter
-        except asyncio.CancelledError:
-            if flight.waiter.done() and not flight.waiter.cancelled() and not flight.forsaken:
-                self._abandon(flight)  # its answer was there, and its caller was just about to wake
-            raise
-        try:
-            answer = await call
-        except grpc.aio.AioRpcError as failure:
-            self._failed += 1
-            raise error_from_status(
+        return flight
+
+    def _error(
+        self, failure: grpc.aio.AioRpcError | asyncio.CancelledError, model: str | None
+    ) -> TritonError | None:
+        """Return what a failed call means; ``None`` if it is the caller that was cancelled."""
+        if isinstance(failure, grpc.aio.AioRpcError):
+            return error_from_status(
                 failure.code().name, failure.details() or "", endpoint=self.target, model=model
-            ) from failure
-        except asyncio.CancelledError as failure:
-            self._failed += 1
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Not the caller was cancelled but the call, by the closing of its channel.
-            raise ConnectionLostError(
-                f"{self.target}: the call was torn down with its connection",
-                model=model,
-                endpoint=self.target,
-            ) from failure
-        self._succeeded += 1
-        return answer
+            )
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return None
+        return ConnectionLostError(
+            f"{self.target}: the call was torn down with its connection",
+            model=model,
+            endpoint=self.target,
+        )
 
     def _landed(self, flight: Flight[_Lane]) -> None:
         flight.lane.in_flight -= 1
