@@ -63,3 +63,14 @@ def test_the_error_names_who_used_the_time_up(stage):
 def test_the_error_needs_neither_model_nor_endpoint():
     text = str(Deadline(0, 1).error("send"))
     assert text.startswith("the call: the time of 1 s ran out in stage 'send'")
+
+
+def test_the_time_left_as_asyncio_takes_it():
+    assert NEVER.wait_s() is None
+    assert 9 < (Deadline.after(10).wait_s() or 0) <= 10
+
+
+@pytest.mark.parametrize("value", ["5", [], object()])
+def test_what_is_no_number_is_refused_by_the_options_name(value):
+    with pytest.raises(ConfigurationError, match="close_timeout_s must be 0 or more seconds, not"):
+        Deadline.after(value, name="close_timeout_s")

@@ -35,3 +35,8 @@ def test_what_is_no_pem_is_refused(content):
 
 def test_keys_are_not_shown():
     assert "BEGIN" not in repr(TlsConfig(ca=PEM, cert=PEM, key=PEM))
+
+
+def test_what_is_neither_a_path_nor_bytes_is_refused():
+    with pytest.raises(ConfigurationError, match="ca is a path or PEM bytes, not 5"):
+        TlsConfig(ca=5)
