@@ -17,11 +17,6 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from examples.demo.repository import (
-    RUNTIME_PACKAGES,
-    RUNTIME_PACKAGES_NO_DEPS,
-    write_repository,
-)
 from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
@@ -61,6 +56,13 @@ class Page:
 @pytest.fixture(scope="session")
 def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
     """Serve the models that the pages name."""
+    # Here, since only the pages need what the demo imports.
+    from examples.demo.repository import (
+        RUNTIME_PACKAGES,
+        RUNTIME_PACKAGES_NO_DEPS,
+        write_repository,
+    )
+
     repository = write_repository(tmp_path_factory.mktemp("docs"))
     shutil.copytree(HERE / "tests/models", repository, dirs_exist_ok=True)
     with EmbeddedTriton(
