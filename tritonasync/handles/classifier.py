@@ -7,20 +7,17 @@ model's own, checked as any model's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import numpy.typing as npt
 
-from tritonasync.core.deadline import NEVER
 from tritonasync.core.errors import ConfigurationError, ProtocolError
-from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
-from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, Floats, bind_one
 from tritonasync.handles.classifications import Classification, Classifications, ClassScore
 from tritonasync.handles.labels import checked_labels, numbers
+from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.processing.vectors import sigmoid, softmax
@@ -34,7 +31,7 @@ Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 _ACTIVATIONS: Final = {"softmax": softmax, "sigmoid": sigmoid, "none": None}
 
 
-class Classifier(Handle):
+class Classifier(RowHandle[Classifications]):
     """A model that gives a score for each class.
 
     Its output is ``[batch, C]``; further axes are allowed if they are 1 long. A model whose
@@ -72,17 +69,23 @@ class Classifier(Handle):
         activation: Activation = "softmax",
         casting: Casting = "safe",
     ) -> None:
-        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, casting=casting)
+        super().__init__(
+            name,
+            version,
+            invoker,
+            catalog,
+            timeout_s=timeout_s,
+            input_name=input_name,
+            output_name=output_name,
+            casting=casting,
+        )
         if activation not in _ACTIVATIONS:
             raise ConfigurationError(
                 f"classifier {name!r}: activation is one of {', '.join(_ACTIVATIONS)}, "
                 f"not {activation!r}"
             )
-        self._input_name = input_name
-        self._output_name = output_name
         self._labels = checked_labels(f"classifier {name!r}", labels)
         self._activation = activation
-        self._bound: tuple[Signature, Binding] | None = None
 
     async def __call__(
         self, batch: npt.ArrayLike, *, timeout_s: float | None = None
@@ -101,7 +104,7 @@ class Classifier(Handle):
             TransportError: Nobody answered, or not with scores.
             ServerError: The server answered with an error.
         """
-        return await self._classify(batch, timeout_s, item=False)
+        return await self._run(batch, timeout_s, item=False)
 
     async def one(self, item: npt.ArrayLike, *, timeout_s: float | None = None) -> Classification:
         """Classify one item: the model's input without the batch axis.
@@ -109,33 +112,7 @@ class Classifier(Handle):
         Raises:
             TritonError: As the call on a batch.
         """
-        return (await self._classify(item, timeout_s, item=True))[0]
-
-    async def _classify(
-        self, value: npt.ArrayLike, timeout_s: float | None, *, item: bool
-    ) -> Classifications:
-        def prepare(signature: Signature) -> Prepared[tuple[Binding, int]]:
-            binding = self._binding(signature)
-            tensors, rows = binding.tensors(value, item=item)
-            names = binding.output_names
-            return Prepared(tensors, binding.call_rows(rows), (binding, rows), names)
-
-        def work_nbytes(signature: Signature) -> int:
-            binding = self._binding(signature)
-            return binding.signature.conversion_nbytes({binding.input.name: value})
-
-        request = Request(self._deadline(timeout_s))
-        prepared, reply = await self._infer(prepare, work_nbytes, request)
-        binding, rows = prepared.context
-        if reply_nbytes(reply) < LONG_NBYTES:
-            return self._read(binding, reply, rows)
-        read = partial(self._read, binding, reply, rows)
-        return await in_worker(read, deadline=NEVER, model=self._name)
-
-    def _binding(self, signature: Signature) -> Binding:
-        if self._bound is None or self._bound[0] is not signature:
-            self._bound = signature, self._bind(signature)
-        return self._bound[1]
+        return (await self._run(item, timeout_s, item=True))[0]
 
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_one(signature, self._input_name, self._output_name)

@@ -7,20 +7,17 @@ is encoded; tokens (the model's server does that).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from tritonasync.core.deadline import NEVER
 from tritonasync.core.errors import InvalidInputError, ProtocolError
-from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
-from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, bind_one
 from tritonasync.handles.conversion import is_array
+from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.processing.vectors import l2_normalise
@@ -29,7 +26,7 @@ Embeddings: TypeAlias = npt.NDArray[np.float32]
 """``[N, D]``, or ``[D]`` of one item."""
 
 
-class Encoder(Handle):
+class Encoder(RowHandle[Embeddings]):
     """A model that gives one vector for each row.
 
     A model with a BYTES input takes texts: a list of ``str`` (sent as UTF-8) or ``bytes``. Any
@@ -61,11 +58,17 @@ class Encoder(Handle):
         normalize: bool = False,
         casting: Casting = "safe",
     ) -> None:
-        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, casting=casting)
-        self._input_name = input_name
-        self._output_name = output_name
+        super().__init__(
+            name,
+            version,
+            invoker,
+            catalog,
+            timeout_s=timeout_s,
+            input_name=input_name,
+            output_name=output_name,
+            casting=casting,
+        )
         self._normalize = normalize
-        self._bound: tuple[Signature, Binding] | None = None
 
     async def __call__(self, batch: npt.ArrayLike, *, timeout_s: float | None = None) -> Embeddings:
         """Encode a batch.
@@ -86,7 +89,7 @@ class Encoder(Handle):
             TransportError: Nobody answered, or not with vectors.
             ServerError: The server answered with an error.
         """
-        return await self._encode(batch, timeout_s, item=False)
+        return await self._run(batch, timeout_s, item=False)
 
     async def one(self, item: npt.ArrayLike, *, timeout_s: float | None = None) -> Embeddings:
         """Encode one item: a text, or the model's input without the batch axis.
@@ -97,35 +100,11 @@ class Encoder(Handle):
         Raises:
             TritonError: As the call on a batch.
         """
-        vectors = await self._encode(item, timeout_s, item=True)
+        vectors = await self._run(item, timeout_s, item=True)
         return cast("Embeddings", vectors[0])
 
-    async def _encode(
-        self, value: npt.ArrayLike, timeout_s: float | None, *, item: bool
-    ) -> Embeddings:
-        def prepare(signature: Signature) -> Prepared[tuple[Binding, int]]:
-            binding = self._binding(signature)
-            given = _texts(binding, value, item=item)
-            tensors, rows = binding.tensors(given, item=item)
-            names = binding.output_names
-            return Prepared(tensors, binding.call_rows(rows), (binding, rows), names)
-
-        def work_nbytes(signature: Signature) -> int:
-            binding = self._binding(signature)
-            return binding.signature.conversion_nbytes({binding.input.name: value})
-
-        request = Request(self._deadline(timeout_s))
-        prepared, reply = await self._infer(prepare, work_nbytes, request)
-        binding, rows = prepared.context
-        if reply_nbytes(reply) < LONG_NBYTES:
-            return self._read(binding, reply, rows)
-        read = partial(self._read, binding, reply, rows)
-        return await in_worker(read, deadline=NEVER, model=self._name)
-
-    def _binding(self, signature: Signature) -> Binding:
-        if self._bound is None or self._bound[0] is not signature:
-            self._bound = signature, self._bind(signature)
-        return self._bound[1]
+    def _given(self, binding: Binding, value: npt.ArrayLike, *, item: bool) -> object:
+        return _texts(binding, value, item=item)
 
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_one(signature, self._input_name, self._output_name)

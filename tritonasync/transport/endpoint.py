@@ -249,17 +249,13 @@ class Endpoint:
             abandoned=self._abandoned,
         )
 
-    def stop_taking(self) -> None:
-        """Refuse new calls from now on; those that are out go on."""
-        self._closing = True
-
     async def aclose(self, deadline: Deadline) -> None:
         """Refuse new calls, wait for those that are out, close the channels.
 
         Calls that are still out at the deadline are torn down with their channel and a
         ``ResourceWarning``: below Triton 2.59 that can crash the server.
         """
-        self.stop_taking()
+        self._closing = True
         await self._flights.wait_until_quiet(deadline)
         torn = len(self._flights)
         for lane in self._lanes:
