@@ -70,7 +70,7 @@ def triton_server(
     Fails, with the end of the server's log, when it cannot be started.
     """
     from tritonasync.core.errors import TritonError  # noqa: PLC0415 - see the file's head
-    from tritonasync.serving import EmbeddedTriton  # noqa: PLC0415
+    from tritonasync.serving import EmbeddedTriton  # noqa: PLC0415 - the same
 
     options: dict[str, Any] = {"progress": _reporter(pytestconfig), **triton_options}
     server = EmbeddedTriton(triton_repository, packages=triton_packages, **options)
@@ -99,7 +99,7 @@ def _reporter(config: pytest.Config) -> Callable[[str], None]:
     capture: Any = config.pluginmanager.getplugin("capturemanager")
 
     def report(line: str) -> None:
-        from tritonasync.serving.runtime import print_progress  # noqa: PLC0415
+        from tritonasync.serving.runtime import print_progress  # noqa: PLC0415 - the same
 
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             print_progress(line)

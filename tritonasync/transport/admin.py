@@ -253,7 +253,7 @@ async def _check_known(control: Control, model: str, deadline: Deadline) -> None
 async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, failure: str) -> None:
     """Repeat a check with growing pauses until it stops raising what waiting can mend."""
     # Imported late: waiting is rare, and ``import tritonasync`` should cost little.
-    from tenacity import (  # noqa: PLC0415
+    from tenacity import (  # noqa: PLC0415 - see above
         AsyncRetrying,
         retry_if_exception,
         stop_before_delay,
