@@ -74,6 +74,16 @@ def test_row_parts_of_every_datatype_make_the_message_of_the_whole(datatype, lay
     assert message == reference.request({"IN": (array, datatype)})
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+@pytest.mark.parametrize("item", [(), (4,), (2, 3)])
+def test_rows_without_the_batch_axis_make_the_message_of_their_stack(item, datatype):
+    array = np.arange(3 * int(np.prod(item))).reshape((3, *item))
+    array = array.astype({"FP32": np.float32, "BYTES": "S2"}[datatype])
+    stacked = encode_request(call(tensor(array, datatype)))
+    parts = tuple(array[row, ...] for row in range(3))
+    assert encode_request(call(tensor(array, datatype, parts=parts))) == stacked
+
+
 def test_bf16_of_small_parts_and_of_one_large_part_are_the_same_bytes():
     array = np.arange(64 * 4096, dtype=np.uint16).reshape(64, 4096).view(numpy_dtype("BF16"))
     rows = tuple(array[i : i + 1, ::64] for i in range(64))

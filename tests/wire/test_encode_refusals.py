@@ -33,13 +33,6 @@ def test_a_0d_tensor_is_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
-def test_a_0d_part_is_refused_even_if_the_count_fits(datatype):
-    dtype = {"FP32": np.float32, "BYTES": object}[datatype]
-    text = refusal(call(np.array(1, dtype), shape=(1,), datatype=datatype))
-    assert_names(text, "IMAGE", "part 0", "0-d")
-
-
-@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
 @pytest.mark.parametrize("part", [[1.0], (b"x",), b"abcd", None])
 def test_a_part_that_is_no_array_is_refused(part, datatype):
     text = refusal(call(part, shape=(1,), datatype=datatype))
@@ -75,9 +68,6 @@ def test_a_part_of_another_dtype_is_refused_with_both_named(dtype, datatype):
         ([(1, 4)], (2, 4)),
         ([(3, 4)], (2, 4)),
         ([(1, 4), (1, 3)], (2, 4)),
-        ([(1, 8)], (2, 4)),
-        ([(4, 2)], (2, 4)),
-        ([(2, 2), (2, 2)], (2, 4)),
         ([], (2, 4)),
         ([(0, 4)] * 6, (2, 4)),
         ([(1, 4)], (0, 4)),
@@ -90,11 +80,10 @@ def test_parts_that_do_not_make_up_the_shape_are_refused(parts, shape, datatype)
     assert_names(text, "IMAGE", f"{len(parts)} parts", str(shape))
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), max_size=4))
-def test_a_message_leaves_only_if_rows_and_elements_add_up(shapes):
+@given(st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), max_size=4))
+def test_a_message_leaves_only_if_the_elements_add_up(shapes):
     made = call(*(np.zeros(shape, np.float32) for shape in shapes), shape=(3, 2))
-    fits = sum(s[0] for s in shapes) == 3 and sum(int(np.prod(s)) for s in shapes) == 6
-    if fits:
+    if sum(int(np.prod(shape)) for shape in shapes) == 6:
         encode_request(made)
     else:
         refusal(made)

@@ -3,8 +3,8 @@
 Owns: plain immutable values. Refuses to know: bytes on the wire, gRPC, numpy conversions.
 
 Invariants: a :class:`Call` was checked against the model's signature by the handle that made it; an
-array in an :class:`InputTensor` already has the numpy dtype of its Triton datatype; the rows of
-``parts``, one after the other, are the rows of the tensor.
+array in an :class:`InputTensor` already has the numpy dtype of its Triton datatype; the elements of
+``parts``, one after the other, are those of the tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy.typing as npt
 
 from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.policies import Padding
 
 Array: TypeAlias = npt.NDArray[Any]
 """An array whose dtype the model decides; numpy's own functions call this dtype ``Any`` too."""
@@ -106,8 +107,9 @@ class InputTensor:
             ``wire.dtypes`` gives for it (BYTES: object arrays of ``bytes`` or ``str``, or fixed
             width, ``S`` or ``U``).
         shape: The shape of the whole tensor, batch axis included.
-        parts: Arrays whose rows, in order, make up the tensor. Borrowed: they are read until the
-            message is built and must not be changed before.
+        parts: Arrays whose elements, in order, make up the tensor: some rows each, or (a part out
+            of many) one row without the batch axis. Borrowed: they are read until the message is
+            built and must not be changed before.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Call:
         parameters: Request parameters (names that begin with ``triton_`` are the server's own).
         request_id: Echoed by the server; empty for none.
         deadline: When the caller's time is up.
+        padding: How the rows may be filled up to share a batch with longer ones.
     """
 
     model: str
@@ -139,6 +142,7 @@ class Call:
     parameters: Parameters = ()
     request_id: str = ""
     deadline: Deadline = NEVER
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def encode_request(call: Call, *, limit: int = MAX_MESSAGE_NBYTES) -> bytes:
     parts are borrowed until this returns. It may run in a worker thread.
 
     Args:
-        call: What to send. An input's parts hold its rows in order, in the dtype that
+        call: What to send. An input's parts hold its elements in order, in the dtype that
             :func:`~tritonasync.wire.dtypes.numpy_dtype` gives for its datatype (BYTES: objects,
             ``S`` or ``U``).
         limit: The most bytes of a message, at most :data:`MAX_MESSAGE_NBYTES`.
@@ -224,7 +224,7 @@ def _contiguous(piece: _Piece) -> _Piece:
 def _buffers(tensor: InputTensor, slot: _Slot, call: Call) -> list[_Piece]:
     """Return the tensor's parts as ``join`` takes them, after checking that they add up."""
     parts: tuple[Array, ...] | list[Array] = tensor.parts
-    if not _add_up(parts, tensor, slot):
+    if not _add_up(parts, slot):
         parts = _mended(tensor, slot, call)
     if tensor.datatype != "BF16":
         return list(parts)
@@ -233,22 +233,21 @@ def _buffers(tensor: InputTensor, slot: _Slot, call: Call) -> list[_Piece]:
     return [part.view(np.uint16) for part in parts]
 
 
-def _add_up(parts: tuple[Array, ...] | list[Array], tensor: InputTensor, slot: _Slot) -> bool:
-    """Return whether the parts have the dtype, the bytes and the rows (0.1 us a part)."""
+def _add_up(parts: tuple[Array, ...] | list[Array], slot: _Slot) -> bool:
+    """Return whether the parts have the dtype and the bytes (0.1 us a part)."""
     try:
         return (
             countOf(map(_dtype_of, parts), slot.dtype) == len(parts)
             and sum(map(_nbytes_of, parts)) == slot.nbytes
-            and sum(map(len, parts)) == tensor.shape[0]
         )
-    except (AttributeError, TypeError):  # no array; no len() of a 0-d array
+    except AttributeError:  # no array
         return False
 
 
 def _mended(tensor: InputTensor, slot: _Slot, call: Call) -> list[Array]:
     """Return the parts in the wire's byte order, or say what is wrong with them."""
     parts = [_native(part, index, tensor, slot, call) for index, part in enumerate(tensor.parts)]
-    if not _add_up(parts, tensor, slot):
+    if not _add_up(parts, slot):
         _refuse_parts(tensor, call)
     return parts
 
@@ -266,12 +265,11 @@ def _native(part: Array, index: int, tensor: InputTensor, slot: _Slot, call: Cal
 
 def _check_part(part: object, index: int, tensor: InputTensor, call: Call) -> None:
     if not isinstance(part, np.ndarray):
-        reason = f"part {index} is a {type(part).__name__}, not a numpy array"
-    elif part.ndim == 0:
-        reason = f"part {index} is 0-d and holds no row; reshape it to (1,)"
-    else:
-        return
-    raise _refusal(call.model, tensor.name, reason)
+        raise _refusal(
+            call.model,
+            tensor.name,
+            f"part {index} is a {type(part).__name__}, not a numpy array",
+        )
 
 
 def _refuse_parts(tensor: InputTensor, call: Call) -> NoReturn:
@@ -286,7 +284,6 @@ def _refuse_parts(tensor: InputTensor, call: Call) -> NoReturn:
 def _add_strings(pieces: list[_Piece], tensor: InputTensor, slot: _Slot, call: Call) -> int:
     """Append a BYTES tensor to ``pieces``; return its bytes, prefix included."""
     elements: list[Any] = []
-    rows = 0
     for index, part in enumerate(tensor.parts):
         _check_part(part, index, tensor, call)
         if datatype_of(part.dtype) != "BYTES":
@@ -296,8 +293,7 @@ def _add_strings(pieces: list[_Piece], tensor: InputTensor, slot: _Slot, call: C
                 f"part {index} is {part.dtype}, but BYTES is sent from objects, bytes or str",
             )
         elements += part.ravel().tolist()
-        rows += len(part)
-    if len(elements) != slot.count or rows != tensor.shape[0]:
+    if len(elements) != slot.count:
         _refuse_parts(tensor, call)
     content = encode_strings(elements, model=call.model, name=tensor.name)
     prefix = field_prefix(REQUEST_RAW_TAG, len(content))
