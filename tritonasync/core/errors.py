@@ -53,7 +53,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 _E = TypeVar("_E", bound="TritonError")
 
-Stage = Literal["headers", "connect", "metadata", "encode", "send", "server"]
+Stage = Literal["queue", "headers", "connect", "metadata", "encode", "send", "server"]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
 
 

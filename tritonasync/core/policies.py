@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from tritonasync.core.errors import ConfigurationError
 
@@ -14,6 +16,9 @@ Headers: TypeAlias = Mapping[str, str]
 
 HeaderSource: TypeAlias = Headers | Callable[[], Headers] | Callable[[], Awaitable[Headers]]
 """Headers, or a function (plain or async) that gives them anew for each call, as for a token."""
+
+PadValue: TypeAlias = float | str | bytes
+"""What a row is filled up with: a number, or a string for BYTES."""
 
 Pem: TypeAlias = bytes | str | Path
 """A PEM file's path (``str`` or ``Path``), or its bytes."""
@@ -66,3 +71,132 @@ def _read(name: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"TlsConfig: {name} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How the rows of many callers become batches.
+
+    A batch leaves at once while fewer than the limit are in flight, and rows gather while that many
+    are. The limit of each model moves between ``min_inflight`` and ``max_inflight`` with measured
+    latency.
+
+    Attributes:
+        max_rows: The most rows of a batch; ``None`` for the model's ``max_batch_size``, which is
+            the limit in any case.
+        max_nbytes: The most bytes of a batch's inputs. A row that is larger is sent alone.
+        linger_s: Seconds that a row waits for company even if a batch could leave. 0 delays
+            nobody: calls made in one turn of the event loop share a batch all the same.
+        min_inflight: The least batches in flight that the limit comes down to.
+        max_inflight: The most batches in flight of one model. Equal to ``min_inflight``, it is the
+            limit.
+        max_queued_rows: The most rows of one model that wait; a call that would go beyond is
+            refused with :class:`~tritonasync.core.errors.QueueFullError`.
+
+    Raises:
+        ConfigurationError: A limit makes no sense.
+    """
+
+    max_rows: int | None = None
+    max_nbytes: int = 16 << 20
+    linger_s: float = 0.0
+    min_inflight: int = 1
+    max_inflight: int = 16
+    max_queued_rows: int = 65_536
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_nbytes", "min_inflight", "max_inflight", "max_queued_rows"):
+            self._check_count(name)
+        if not _is_duration(self.linger_s):
+            raise ConfigurationError(
+                f"BatchPolicy: linger_s is 0 or more seconds, not {self.linger_s!r}"
+            )
+        if self.min_inflight > self.max_inflight:
+            raise ConfigurationError(
+                f"BatchPolicy: min_inflight={self.min_inflight} is above "
+                f"max_inflight={self.max_inflight}"
+            )
+        if self.max_rows is not None and self.max_rows > self.max_queued_rows:
+            raise ConfigurationError(
+                f"BatchPolicy: max_queued_rows={self.max_queued_rows} cannot hold one batch of "
+                f"max_rows={self.max_rows}"
+            )
+
+    def _check_count(self, name: str) -> None:
+        value: object = getattr(self, name)
+        if value is None and name == "max_rows":
+            return
+        if not _is_count(value):
+            raise ConfigurationError(
+                f"BatchPolicy: {name} is a whole number from 1 on, not {value!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How rows of different lengths share a batch: filled up to one length, and cut back.
+
+    Attributes:
+        inputs: The inputs whose rows differ in length, each with the value to fill up with.
+        mask: The input that tells the model which elements are real. It is made for the user, of
+            ones, and filled up with zeros; ``None`` for a model that takes none.
+        buckets: The lengths to fill up to, in rising order; a row goes with others of its bucket,
+            so that long rows do not slow short ones. Empty: to the longest row of the batch.
+        outputs: The outputs to cut back to the row's own length; ``None`` for each whose axis is
+            free (-1) in the model's signature.
+        axis: The axis that differs, counted in one item, without the batch axis.
+
+    Raises:
+        ConfigurationError: An attribute makes no sense.
+    """
+
+    inputs: Mapping[str, PadValue]
+    mask: str | None = None
+    buckets: tuple[int, ...] = ()
+    outputs: tuple[str, ...] | None = None
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Mapping) or not self.inputs:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"Padding: inputs maps names to the values to fill up with, such as "
+                f"{{'input_ids': 0}}, not {self.inputs!r}"
+            )
+        if self.mask in self.inputs:
+            raise ConfigurationError(f"Padding: {self.mask!r} is the mask and an input to fill up")
+        if not _is_count(self.axis, least=0):
+            raise ConfigurationError(
+                f"Padding: axis is a whole number from 0 on, not {self.axis!r}"
+            )
+        for name in ("buckets", "outputs"):
+            self._freeze(name)
+        lengths = self.buckets
+        rising = all(low < high for low, high in pairwise(lengths))
+        if not (all(_is_count(length) for length in lengths) and rising):
+            raise ConfigurationError(
+                f"Padding: buckets are whole numbers from 1 on in rising order, not {lengths!r}"
+            )
+
+    def _freeze(self, name: str) -> None:
+        """Keep a tuple of what may have been given as a list."""
+        value: object = getattr(self, name)
+        if isinstance(value, str) or not isinstance(value, Sequence | None):
+            raise ConfigurationError(f"Padding: {name} is a list, not {value!r}")
+        if value is not None:
+            object.__setattr__(self, name, tuple(cast("Sequence[object]", value)))
+
+    def __hash__(self) -> int:
+        inputs = tuple(sorted(self.inputs.items()))
+        return hash((inputs, self.mask, self.buckets, self.outputs, self.axis))
+
+
+def _is_count(value: object, *, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_duration(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf  # false for NaN, too
+    )

@@ -1,8 +1,8 @@
-"""The two seams: every stage is an :class:`Invoker`; signatures come by :class:`ModelCatalog`."""
+"""The seams: stages are invokers; a catalog gives signatures; single items may take a lane."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from tritonasync.core.deadline import Deadline
@@ -21,6 +21,22 @@ class Invoker(Protocol):
             DeadlineExceededError: ``call.deadline`` passed.
             TransportError: Nobody answered.
             ServerError: The server answered with an error.
+        """
+        ...
+
+
+class ItemLane(Protocol):
+    """The short way of items that all look alike: what was checked once is compared after that."""
+
+    def enter(self, arrays: Mapping[str, object]) -> Awaitable[tuple[Reply, int] | None] | None:
+        """Let an item wait for a batch; ``None`` if it should go the long way, by a call.
+
+        Args:
+            arrays: An array for each input, without the batch axis. Borrowed until the end.
+
+        Returns:
+            What gives the reply to a batch and the item's row in it, or ``None`` if the item should
+            go the long way after all; it raises as :meth:`Invoker.infer` does.
         """
         ...
 
