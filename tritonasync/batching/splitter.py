@@ -34,14 +34,21 @@ class Splitter:
     Args:
         next_stage: Where calls and parts go.
         catalog: Tells the model's ``max_batch_size``.
+        max_rows: The most rows of a part, if that is to be less than ``max_batch_size``.
         max_inflight: Parts of one call that are out at once, at least 1.
     """
 
     def __init__(
-        self, next_stage: Invoker, catalog: ModelCatalog, *, max_inflight: int = MAX_INFLIGHT
+        self,
+        next_stage: Invoker,
+        catalog: ModelCatalog,
+        *,
+        max_rows: int | None = None,
+        max_inflight: int = MAX_INFLIGHT,
     ) -> None:
         self._next = next_stage
         self._catalog = catalog
+        self._max_rows = max_rows
         self._max_inflight = max_inflight
 
     def infer(self, call: Call) -> Coroutine[Any, Any, Reply]:
@@ -60,10 +67,11 @@ class Splitter:
         spec = self._catalog.known(call.model, call.version)
         if spec is None:
             spec = await self._catalog.describe(call.model, call.version, call.deadline)
-        if spec.stateful or not 0 < spec.max_batch_size < call.rows:
+        limit = min(spec.max_batch_size, self._max_rows or spec.max_batch_size)
+        if spec.stateful or not 0 < limit < call.rows:
             return await self._next.infer(call)
         check_strings(call)
-        parts = cut(call, spec.max_batch_size)
+        parts = cut(call, limit)
         replies = await _Parts(self._next, parts).replies(self._max_inflight)
         if sum(map(reply_nbytes, replies)) < LONG_NBYTES:
             return join(call, parts, replies)

@@ -1,0 +1,143 @@
+"""How calls and batches are carried to the next stage and back.
+
+Owns: trying the halves of a failed batch, telling the limiter and the counters what happened.
+Refuses to know: queues, when a batch leaves, how many may be out.
+
+Invariants: a batch is seen to its end whoever leaves; when a batch fails for what one row can have
+caused, each row that still waits is tried again, and what fails alone fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from tritonasync.batching.accumulator import Member, deadline_of
+from tritonasync.batching.gather import check_rows, gather
+from tritonasync.batching.key import BatchKey
+from tritonasync.batching.limiter import Limiter
+from tritonasync.batching.statistics import Counters
+from tritonasync.batching.tickets import Ticket, hand_out, left, tell
+from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.errors import (
+    InvalidInputError,
+    InvalidRequestError,
+    MessageTooLargeError,
+    ModelFailedError,
+    ModelUnhealthyError,
+    QueueFullError,
+)
+from tritonasync.core.ports import Invoker
+from tritonasync.core.values import Call, Reply
+
+_ONE_ROWS_FAULT: Final = (
+    InvalidInputError,  # while the message was built: a string that is none, say
+    InvalidRequestError,
+    MessageTooLargeError,
+    ModelFailedError,
+)
+"""What a single row can bring upon its batch."""
+
+_GRACE_S: Final = 5.0
+"""A batch holds its place in flight for so long after its last caller's deadline. Were the place
+free at once, callers with short deadlines would heap up requests at a slow server: it goes on with
+those that nobody waits for."""
+
+_WARY_S: Final = 1.0
+"""How long :attr:`Carrier.wary_until` is ahead when a caller left a call that it carried alone."""
+
+
+class Carrier:
+    """Carries the calls and batches of one model.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+        next_stage: Where to.
+        limiter: Told of answers and of overload.
+        counters: Told of what is sent.
+
+    Attributes:
+        wary_until: Until then callers had better not carry their own calls. The place in flight of
+            one who leaves is free at once, though the server still works on the call; tasks stay.
+    """
+
+    def __init__(
+        self, model: str, version: str, next_stage: Invoker, limiter: Limiter, counters: Counters
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._next = next_stage
+        self._limiter = limiter
+        self._counters = counters
+        self.wary_until = -math.inf
+
+    async def alone(self, call: Call, in_flight: int) -> Reply:
+        """Carry a call for its own caller. Raises as the next stage does."""
+        sent_at = time.monotonic()
+        self._counters.sent(call.rows)
+        try:
+            reply = await self._next.infer(call)
+        except QueueFullError:
+            self._limiter.overloaded(time.monotonic())
+            raise
+        except (asyncio.CancelledError, TimeoutError):
+            self.wary_until = time.monotonic() + _WARY_S
+            raise
+        finally:
+            self._counters.rows_in_flight -= call.rows
+        self._note_answer(call.rows, sent_at, in_flight)
+        return reply
+
+    async def together(
+        self, key: BatchKey, members: Sequence[Member[Ticket]], in_flight: int
+    ) -> None:
+        """Carry a batch, and tell each of its members how it went.
+
+        If it fails as one row can make it fail, each half is tried again, one after the other: at
+        worst that takes twice the requests that its members would have taken alone.
+        """
+        groups = [members]
+        while groups:
+            group = groups.pop()
+            try:
+                await self._send(key, group, in_flight)
+            except _ONE_ROWS_FAULT as error:
+                if len(group) == 1 or isinstance(error, ModelUnhealthyError):
+                    tell(group, error)
+                else:
+                    self._counters.halved_batches += 1
+                    waiting = [member for member in group if not left(member[0])]
+                    middle = len(waiting) // 2
+                    groups += [half for half in (waiting[middle:], waiting[:middle]) if half]
+            except QueueFullError as error:
+                self._limiter.overloaded(time.monotonic())
+                tell(group, error)
+            except Exception as error:  # noqa: BLE001 - told to each caller
+                tell(group, error)
+
+    async def _send(self, key: BatchKey, members: Sequence[Member[Ticket]], in_flight: int) -> None:
+        call = gather(self._model, self._version, key, members, _deadline(members))
+        sent_at = time.monotonic()
+        self._counters.sent(call.rows)
+        try:
+            reply = await self._next.infer(call)
+        finally:
+            self._counters.rows_in_flight -= call.rows
+        self._note_answer(call.rows, sent_at, in_flight)
+        if len(members) > 1:
+            check_rows(reply, call.rows)
+        hand_out(members, reply)
+
+    def _note_answer(self, rows: int, sent_at: float, in_flight: int) -> None:
+        now = time.monotonic()
+        self._limiter.answered(rows=rows, latency_s=now - sent_at, in_flight=in_flight, now=now)
+
+
+def _deadline(members: Sequence[Member[Ticket]]) -> Deadline:
+    """Return when a batch gives up its place; its members are let go at their own time."""
+    last = max(map(deadline_of, members))
+    return NEVER if last == math.inf else Deadline(last + _GRACE_S, math.inf)

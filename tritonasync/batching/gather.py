@@ -1,0 +1,78 @@
+"""From the members of a batch to one call, and from its reply to theirs.
+
+Owns: which rows are whose. Refuses to know: queues, tasks, limits.
+
+Invariants: pure; nothing is copied on the way down (the message is where the rows meet; only rows
+that are filled up are copied) nor on the way up (outputs are views on the batch's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from tritonasync.batching.accumulator import Member, parts_of, rows_of
+from tritonasync.batching.key import BatchKey
+from tritonasync.batching.padding import to_longest
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import ProtocolError
+from tritonasync.core.values import Array, Call, InputTensor, Reply
+
+_T = TypeVar("_T")
+
+
+def call_parts(call: Call) -> tuple[Array, ...]:
+    """Return one array for each input of a call, in order.
+
+    An input in several parts is put together, which copies it. No handle makes such a one; parts of
+    parts would cost every row of every batch more than this costs those who do.
+    """
+    return tuple(
+        [
+            tensor.parts[0] if len(tensor.parts) == 1 else np.concatenate(tensor.parts)
+            for tensor in call.inputs
+        ]
+    )
+
+
+def gather(
+    model: str, version: str, key: BatchKey, members: Sequence[Member[_T]], deadline: Deadline
+) -> Call:
+    """Return the call that carries the rows of all members, in their order."""
+    rows = sum(map(rows_of, members))
+    columns = zip(*map(parts_of, members), strict=True)
+    inputs = tuple(
+        [
+            InputTensor(name, datatype, (rows, *item), parts)
+            for (name, datatype, item), parts in zip(key.inputs, columns, strict=True)
+        ]
+    )
+    if key.padding is not None:
+        inputs = to_longest(inputs, key.padding)
+    return Call(
+        model, version, inputs, rows, key.outputs, key.plain_parameters(), deadline=deadline
+    )
+
+
+def check_rows(reply: Reply, rows: int) -> None:
+    """Refuse a reply whose rows cannot be told apart.
+
+    Raises:
+        ProtocolError: An output has another number of rows than the batch.
+    """
+    for name, array in reply.outputs.items():
+        if array.shape[:1] != (rows,):
+            raise ProtocolError(
+                f"model {reply.model!r}, output {name!r}: expected {rows} rows for a batch of "
+                f"{rows}, got shape {list(array.shape)}. A model whose outputs do not follow its "
+                "inputs' rows must not be batched: open its pool with batching=None",
+                model=reply.model,
+            )
+
+
+def cut_out(reply: Reply, start: int, rows: int) -> Reply:
+    """Return the reply to the rows from ``start`` on, as views on the batch's."""
+    outputs = {name: array[start : start + rows] for name, array in reply.outputs.items()}
+    return Reply(reply.model, reply.version, outputs, "", reply.parameters)

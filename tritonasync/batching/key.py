@@ -1,0 +1,66 @@
+"""What rows must have in common to share a request.
+
+Owns: the comparison, and what follows from what is equal. Refuses to know: queues, limits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tritonasync.core.policies import Padding
+from tritonasync.core.values import Call, Datatype, InputTensor, Parameters, ParameterValue
+from tritonasync.wire.dtypes import numpy_dtype
+
+InputRow: TypeAlias = tuple[str, Datatype, tuple[int, ...]]
+"""An input's name, datatype, and the shape of one row of it; -1 for the axis to be filled up."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """A kind of rows: those of one model with equal keys can be sent in one request.
+
+    Attributes:
+        inputs: The inputs, in the order of the model's signature.
+        outputs: Names of the outputs wanted; empty for all.
+        parameters: Request parameters (priority and queue timeout are among them), each with its
+            type: ``True``, ``1`` and ``1.0`` are equal, and say different things to the server.
+        padding: How rows are filled up to one length, if they may differ.
+        row_nbytes: The bytes of a row's inputs; ``None`` if they differ from row to row.
+    """
+
+    inputs: tuple[InputRow, ...]
+    outputs: tuple[str, ...]
+    parameters: tuple[tuple[str, type[ParameterValue], ParameterValue], ...]
+    padding: Padding | None = None
+    row_nbytes: int | None = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row_nbytes", _row_nbytes(self.inputs))
+
+    def plain_parameters(self) -> Parameters:
+        """Return the parameters as a call has them."""
+        return tuple([(name, value) for name, _, value in self.parameters])
+
+
+def key_of(call: Call) -> BatchKey:
+    """Return the key of a call's rows. The order of its parameters makes no difference."""
+    inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
+    if call.padding is not None:
+        inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
+    parameters = tuple(sorted([(name, type(value), value) for name, value in call.parameters]))
+    return BatchKey(inputs, call.outputs, parameters, call.padding)
+
+
+def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:
+    name, shape = tensor.name, tensor.shape[1:]
+    if name in padding.inputs or name == padding.mask:
+        shape = (*shape[: padding.axis], -1, *shape[padding.axis + 1 :])
+    return name, tensor.datatype, shape
+
+
+def _row_nbytes(inputs: tuple[InputRow, ...]) -> int | None:
+    if any(datatype == "BYTES" or -1 in shape for _, datatype, shape in inputs):
+        return None
+    return sum([numpy_dtype(datatype).itemsize * math.prod(shape) for _, datatype, shape in inputs])
