@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tritonasync.batching.statistics import BatchingStatistics
     from tritonasync.core.errors import (
         AccessDeniedError,
         ConfigurationError,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         UsageError,
         WrongContextError,
     )
-    from tritonasync.core.policies import TlsConfig
+    from tritonasync.core.policies import BatchPolicy, Padding, TlsConfig
     from tritonasync.core.reports import (
         BatchStatistics,
         Duration,
@@ -74,7 +75,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessDeniedError",
     "Admin",
+    "BatchPolicy",
     "BatchStatistics",
+    "BatchingStatistics",
     "Candidates",
     "ClassScore",
     "Classification",
@@ -106,6 +109,7 @@ __all__ = [
     "ModelStatistics",
     "ModelUnhealthyError",
     "Outputs",
+    "Padding",
     "PoolClosedError",
     "PoolStatistics",
     "ProtocolError",
@@ -135,6 +139,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "tritonasync.batching.statistics": ("BatchingStatistics",),
     "tritonasync.core.errors": (
         "AccessDeniedError",
         "ConfigurationError",
@@ -173,7 +178,7 @@ _NAMES = {
         "UsageError",
         "WrongContextError",
     ),
-    "tritonasync.core.policies": ("TlsConfig",),
+    "tritonasync.core.policies": ("BatchPolicy", "Padding", "TlsConfig"),
     "tritonasync.core.reports": (
         "BatchStatistics",
         "Duration",

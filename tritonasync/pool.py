@@ -2,8 +2,9 @@
 
 ::
 
-    handle → Gate → Splitter → UnaryInvoker → Endpoint
-               └──→ Catalog → Control ─────────┘
+    handle → Gate → Padder → Splitter → Batcher → UnaryInvoker → Endpoint
+               ├──────────── Lane ─────────┘                        │
+               └──→ Catalog → Control ──────────────────────────────┘
 
 Owns: opening and closing. Every task below belongs to the stage that started it, and
 :meth:`TritonPool.aclose` awaits them all, from the top down.
@@ -20,10 +21,13 @@ from typing import Final, Self
 
 import anyio
 
+from tritonasync.batching.batcher import Batcher
+from tritonasync.batching.padding import Padder
 from tritonasync.batching.splitter import Splitter
+from tritonasync.batching.statistics import BatchingStatistics
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.policies import HeaderSource, TlsConfig
+from tritonasync.core.policies import BatchPolicy, HeaderSource, Padding, TlsConfig
 from tritonasync.handles.classifier import Activation, Classifier
 from tritonasync.handles.detector import DecoderChoice, Detector
 from tritonasync.handles.encoder import Encoder
@@ -39,6 +43,7 @@ from tritonasync.transport.gate import Gate, GateState
 from tritonasync.transport.target import parse_target
 from tritonasync.transport.unary import UnaryInvoker
 
+_BATCHING: Final = BatchPolicy()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -49,10 +54,12 @@ class PoolStatistics:
     Attributes:
         in_flight: Calls inside the pool, whose callers wait.
         endpoints: What each endpoint has done so far.
+        batching: What became of the rows of each model that was called.
     """
 
     in_flight: int
     endpoints: tuple[EndpointStatistics, ...]
+    batching: tuple[BatchingStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class _Stages:
     endpoint: Endpoint
     control: Control
     catalog: Catalog
+    batcher: Batcher | None
 
 
 class TritonPool:
@@ -78,6 +86,7 @@ class TritonPool:
     Args:
         url: ``host:port`` of the server's gRPC service, or a target that gRPC resolves itself
             (``dns:///name:port``, ``unix:/path``, …).
+        batching: How the rows of many callers become batches; ``None`` to send each call alone.
         timeout_s: Seconds that a call may take unless it says otherwise; ``math.inf`` for no limit.
         channels: Connections to the server. One carries most loads; several help where large
             messages hold up small ones.
@@ -95,6 +104,7 @@ class TritonPool:
         self,
         url: str,
         *,
+        batching: BatchPolicy | None = _BATCHING,
         timeout_s: float = 30.0,
         channels: int = 1,
         tls: TlsConfig | None = None,
@@ -110,8 +120,11 @@ class TritonPool:
             )
         if not (tls is None or isinstance(tls, TlsConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"tls must be a TlsConfig(ca=…) or None, not {tls!r}")
+        if not (batching is None or isinstance(batching, BatchPolicy)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"batching must be a BatchPolicy or None, not {batching!r}")
         Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
         Deadline.after(close_timeout_s, name="close_timeout_s")
+        self._batching = batching
         self._timeout_s = timeout_s
         self._close_timeout_s = close_timeout_s
         self._channels = channels
@@ -139,9 +152,17 @@ class TritonPool:
         endpoint = Endpoint(self._target, channels, self._headers)
         control = Control(endpoint)
         catalog = Catalog(control.describe, endpoint.waits_for)
-        self._stages = _Stages(endpoint, control, catalog)
         invoker = UnaryInvoker(endpoint)
-        self._gate.lead_to(Splitter(invoker, catalog), catalog)
+        policy = self._batching
+        if policy is None:
+            self._stages = _Stages(endpoint, control, catalog, None)
+            self._gate.lead_to(Padder(Splitter(invoker, catalog)), catalog)
+            return self
+        batcher = Batcher(invoker, catalog, policy, endpoint.answers_by)
+        self._stages = _Stages(endpoint, control, catalog, batcher)
+        limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
+        splitter = Splitter(batcher, catalog, max_rows=limit)
+        self._gate.lead_to(Padder(splitter), catalog, batcher.lane)
         return self
 
     async def aclose(self) -> None:
@@ -178,10 +199,17 @@ class TritonPool:
 
     async def _close(self, stages: _Stages) -> None:
         deadline = Deadline.after(self._close_timeout_s)
+        batcher = stages.batcher
         try:
+            if batcher is not None:
+                batcher.hasten()
             await self._gate.close(deadline)
+            if batcher is not None:
+                await batcher.drain(deadline)
             await stages.catalog.aclose()
             await stages.endpoint.aclose(deadline)
+            if batcher is not None:
+                await batcher.aclose()
         finally:
             self._gate.shut()
 
@@ -206,16 +234,34 @@ class TritonPool:
                 stacklevel=2,
             )
 
-    def model(self, name: str, version: str = "", *, casting: Casting = "safe") -> ModelHandle:
+    def model(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        casting: Casting = "safe",
+        padding: Padding | None = None,
+    ) -> ModelHandle:
         """Return a handle that takes and gives tensors by name. No I/O; make it where needed.
 
         Args:
             name: The model's name.
             version: A version of it; empty for the server's choice (its latest).
             casting: Which arrays are converted to the model's dtype unasked, in numpy's words.
+            padding: How rows of different lengths share a batch, for a model with a free axis.
+
+        Raises:
+            ConfigurationError: An option makes no sense.
         """
         return ModelHandle(
-            name, version, self._gate, self._gate, timeout_s=self._timeout_s, casting=casting
+            name,
+            version,
+            self._gate,
+            self._gate,
+            timeout_s=self._timeout_s,
+            casting=casting,
+            padding=padding,
+            lane=self._gate.lane,
         )
 
     def classifier(
@@ -322,5 +368,7 @@ class TritonPool:
     def statistics(self) -> PoolStatistics:
         """Return a snapshot of what the pool is doing and has done."""
         stages = self._stages
-        endpoints = (stages.endpoint.statistics(),) if stages else ()
-        return PoolStatistics(self._gate.inside, endpoints)
+        if stages is None:
+            return PoolStatistics(self._gate.inside, ())
+        batching = stages.batcher.statistics() if stages.batcher is not None else ()
+        return PoolStatistics(self._gate.inside, (stages.endpoint.statistics(),), batching)

@@ -27,6 +27,7 @@ from tritonasync.core.errors import (
     UsageError,
 )
 from tritonasync.core.offload import LONG_NBYTES, in_worker
+from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, InputTensor, ModelSpec, Parameters, Reply
 from tritonasync.handles.signature import Signature, signature_of
@@ -71,12 +72,14 @@ class Prepared(Generic[_C]):
         rows: Rows along the batch axis; 0 for a model without one.
         context: For the handle's own use when the reply is there.
         outputs: Names of the outputs wanted; empty for all.
+        padding: How the rows may be filled up to share a batch with longer ones.
     """
 
     inputs: tuple[InputTensor, ...]
     rows: int
     context: _C
     outputs: tuple[str, ...] = ()
+    padding: Padding | None = None
 
 
 @dataclass(slots=True)
@@ -188,11 +191,18 @@ class Handle:
             ServerError: The server answered with an error.
         """
         prepared = await self._prepared(prepare, work_nbytes, request.deadline)
-        reply = await self._send(prepared.inputs, prepared.rows, prepared.outputs, request)
+        reply = await self._send(
+            prepared.inputs, prepared.rows, prepared.outputs, request, prepared.padding
+        )
         return prepared, reply
 
     async def _send(
-        self, inputs: tuple[InputTensor, ...], rows: int, outputs: tuple[str, ...], request: Request
+        self,
+        inputs: tuple[InputTensor, ...],
+        rows: int,
+        outputs: tuple[str, ...],
+        request: Request,
+        padding: Padding | None = None,
     ) -> Reply:
         """Send a call that fits the signature."""
         call = Call(
@@ -204,6 +214,7 @@ class Handle:
             request.parameters,
             request.request_id,
             request.deadline,
+            padding,
         )
         try:
             return await self._invoker.infer(call)

@@ -5,17 +5,31 @@ Owns: the options of a call. Refuses to know: what the tensors mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy.typing as npt
 
-from tritonasync.core.errors import InvalidInputError, ProtocolError
-from tritonasync.core.values import Array, Parameters, ParameterValue, Reply
+from tritonasync.core.errors import (
+    InvalidInputError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ProtocolError,
+)
+from tritonasync.core.policies import Padding
+from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog
+from tritonasync.core.values import Call, Parameters, ParameterValue, Reply
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.outputs import Outputs
+from tritonasync.handles.ragged import RaggedRows
 from tritonasync.handles.signature import Signature
+from tritonasync.handles.slot import Casting
 
 __all__ = ["ModelHandle", "Outputs"]
+
+
+def _no_lane(call: Call, timeout_s: float) -> None:
+    """Say that there is no short way."""
+    del call, timeout_s
 
 
 class ModelHandle(Handle):
@@ -30,7 +44,36 @@ class ModelHandle(Handle):
     dtype is converted if numpy calls the cast safe; Python's numbers and strings, in lists, take
     the model's dtype. An array that needs no conversion is not copied: do not change it before the
     call is answered.
+
+    Args:
+        name: The model's name.
+        version: The model's version; ``""`` for the server's choice.
+        invoker: The next stage.
+        catalog: Where signatures come from.
+        timeout_s: Seconds for a call that gives none of its own; ``None`` for no limit.
+        casting: Which arrays are converted to the model's dtype unasked.
+        padding: How rows of different lengths share a batch, for a model with a free axis.
+        lane: Gives the short way of items like those of a call, if there is one.
     """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        invoker: Invoker,
+        catalog: ModelCatalog,
+        *,
+        timeout_s: float | None,
+        casting: Casting = "safe",
+        padding: Padding | None = None,
+        lane: Callable[[Call, float], ItemLane | None] = _no_lane,
+    ) -> None:
+        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, casting=casting)
+        self._padding = None if padding is None else RaggedRows(padding)
+        self._find_lane = lane
+        self._lane: ItemLane | None = None
+        self._lane_signature: Signature | None = None
+        self._lane_timeout_s = self._deadline(None).timeout_s
 
     async def __call__(
         self,
@@ -105,13 +148,33 @@ class ModelHandle(Handle):
             TransportError: Nobody answered; ``ProtocolError`` if an output has not one row.
             ServerError: The server answered with an error.
         """
+        if (
+            self._lane is not None
+            and timeout_s is None
+            and outputs is None
+            and parameters is None
+            and not (request_id or priority or queue_timeout_us)
+        ):
+            arrays = tensors if inputs is None else inputs
+            if arrays.__class__ is dict and (arrays is tensors or not tensors):
+                landed = self._lane.enter(arrays)
+                if landed is not None:
+                    try:
+                        answer = await landed
+                    except (InvalidRequestError, ModelNotFoundError):
+                        self._doubt_signature()
+                        raise
+                    if answer is not None:
+                        return Outputs(*answer)
         request = Request(
             self._deadline(timeout_s),
             self._parameters(parameters, priority, queue_timeout_us),
             request_id,
         )
         rows, reply = await self._run(self._named(inputs, tensors), outputs, request, item=True)
-        return Outputs(reply, _single(reply) if rows else None)
+        if rows:
+            _check_single(reply)
+        return Outputs(reply, 0 if rows else None)
 
     async def _run(
         self,
@@ -123,16 +186,29 @@ class ModelHandle(Handle):
     ) -> tuple[int, Reply]:
         """Return the rows of the call (0 for a model without a batch axis) and its reply."""
         known = self._remembered()
-        if known is not None and outputs is None and not known.spec.decoupled:
+        if (
+            known is not None
+            and outputs is None
+            and self._padding is None
+            and not known.spec.decoupled
+        ):
             ready = known.ready(arrays, item=item)
             if ready is not None:  # the short way: nothing to convert, nothing to refuse
                 inputs, rows = ready
+                if item and rows and known is not self._lane_signature:
+                    self._lane_signature = known
+                    call = Call(self._name, self._version, inputs, rows)
+                    self._lane = self._find_lane(call, self._lane_timeout_s)
                 return rows, await self._send(inputs, rows, (), request)
 
         def prepare(signature: Signature) -> Prepared[None]:
             names = signature.outputs(outputs)
-            inputs, rows = signature.bind(arrays, item=item)
-            return Prepared(inputs, rows, None, names)
+            if self._padding is None:
+                return Prepared(*signature.bind(arrays, item=item), None, names)
+            ragged, given = self._padding, self._padding.with_mask(arrays, signature, item=item)
+            return Prepared(
+                *signature.bind(given, item=item), None, names, ragged.for_model(signature)
+            )
 
         def work_nbytes(signature: Signature) -> int:
             return signature.conversion_nbytes(arrays)
@@ -187,9 +263,8 @@ class ModelHandle(Handle):
         return InvalidInputError(f"model {self._name!r}: {reason}", model=self._name)
 
 
-def _single(reply: Reply) -> dict[str, Array]:
-    """Return the reply's arrays without the batch axis, which must be one long."""
-    items: dict[str, Array] = {}
+def _check_single(reply: Reply) -> None:
+    """Refuse a reply to one item that has not one row."""
     for name, array in reply.outputs.items():
         if array.shape[:1] != (1,):
             raise ProtocolError(
@@ -197,5 +272,3 @@ def _single(reply: Reply) -> dict[str, Array]:
                 f"{list(array.shape)}",
                 model=reply.model,
             )
-        items[name] = array[0, ...]
-    return items

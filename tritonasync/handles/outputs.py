@@ -23,28 +23,39 @@ class Outputs(Mapping[str, Array]):
     """The outputs of a model by name, in the order in which the server gave them.
 
     The arrays of fixed-size datatypes are read-only views on the received message, which stays in
-    memory as long as one of them: copy what is to be kept for long, or changed. BYTES are object
-    arrays of ``bytes``.
+    memory as long as one of them (and holds the rows of others, if it answered a batch): copy what
+    is to be kept for long, or changed. BYTES are object arrays of ``bytes``.
 
     Args:
         reply: The reply.
-        arrays: What to show in place of the reply's own arrays.
-
-    Attributes:
-        model: The model that answered.
-        version: The version that answered.
-        request_id: The id given with the call, as echoed.
-        parameters: Parameters of the response.
+        row: The row of the reply to show, without the batch axis; ``None`` for the whole.
     """
 
-    __slots__ = ("_arrays", "model", "parameters", "request_id", "version")
+    __slots__ = ("_reply", "_row")
 
-    def __init__(self, reply: Reply, arrays: Mapping[str, Array] | None = None) -> None:
-        self._arrays = reply.outputs if arrays is None else arrays
-        self.model: str = reply.model
-        self.version: str = reply.version
-        self.request_id: str = reply.request_id
-        self.parameters: Mapping[str, ParameterValue] = dict(reply.parameters)
+    def __init__(self, reply: Reply, row: int | None = None) -> None:
+        self._reply = reply
+        self._row = row
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self._reply.model
+
+    @property
+    def version(self) -> str:
+        """The version that answered."""
+        return self._reply.version
+
+    @property
+    def request_id(self) -> str:
+        """The id given with the call, as echoed."""
+        return self._reply.request_id
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterValue]:
+        """Parameters of the response."""
+        return dict(self._reply.parameters)
 
     def __getitem__(self, name: str) -> Array:
         """Return the array of this output.
@@ -53,18 +64,20 @@ class Outputs(Mapping[str, Array]):
             KeyError: There is no such output.
         """
         try:
-            return self._arrays[name]
+            array = self._reply.outputs[name]
         except KeyError:
-            known = ", ".join(map(repr, self._arrays)) or "no outputs"
+            known = ", ".join(map(repr, self)) or "no outputs"
             raise KeyError(
                 f"model {self.model!r} gave no output {name!r}; it gave {known}"
             ) from None
+        # The ellipsis makes an array of a single value, too, which would be a scalar without.
+        return array if self._row is None else array[self._row, ...]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._reply.outputs)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._reply.outputs)
 
     def array(self, name: str, dtype: type[_S]) -> npt.NDArray[_S]:
         """Return the array of this output, known to the type checker by its dtype.
@@ -83,5 +96,5 @@ class Outputs(Mapping[str, Array]):
         return array
 
     def __repr__(self) -> str:
-        arrays = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self._arrays.items())
+        arrays = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self.items())
         return f"<Outputs of {self.model!r} version {self.version!r}: {arrays}>"

@@ -223,9 +223,14 @@ class Endpoint:
 
     def waits_for(self) -> Stage:
         """Return what a question for a signature is waiting for, to be named when time is up."""
+        stage = self.answers_by()
+        return "metadata" if stage == "server" else stage
+
+    def answers_by(self) -> Stage:
+        """Return what calls that are out are waiting for, to be named when time is up."""
         if self._asking:
             return "headers"
-        return "metadata" if any(lane.connected() for lane in self._lanes) else "connect"
+        return "server" if any(lane.connected() for lane in self._lanes) else "connect"
 
     async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
         """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, WrongContextError
-from tritonasync.core.ports import Invoker, ModelCatalog
+from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog
 from tritonasync.core.values import Call, ModelSpec, Reply
 
 _generation = 0
@@ -58,6 +59,7 @@ class Gate:
         self._generation = _generation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stages: tuple[Invoker, ModelCatalog] | None = None  # while open
+        self._lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None
         self._inside = 0
         self._empty: asyncio.Event | None = None
 
@@ -96,9 +98,18 @@ class Gate:
         self._move(GateState.OPEN)
         self._loop = loop
 
-    def lead_to(self, invoker: Invoker, catalog: ModelCatalog) -> None:
-        """Let calls in, to the given stages."""
+    def lead_to(
+        self,
+        invoker: Invoker,
+        catalog: ModelCatalog,
+        lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None,
+    ) -> None:
+        """Let calls in, to the given stages; ``lane`` gives the short way of items like a call's.
+
+        What takes the short way is not counted here: the stage that gave it sees it to its end.
+        """
         self._stages = invoker, catalog
+        self._lane = lane
 
     def check(self) -> tuple[Invoker, ModelCatalog]:
         """Return the stages behind the gate.
@@ -141,6 +152,11 @@ class Gate:
             return await invoker.infer(call)
         finally:
             self._leave()
+
+    def lane(self, call: Call, timeout_s: float) -> ItemLane | None:
+        """Return the short way of items like that of a call, if the pool has one for them."""
+        spec = self.known(call.model, call.version)
+        return None if self._lane is None or spec is None else self._lane(call, spec, timeout_s)
 
     def known(self, model: str, version: str) -> ModelSpec | None:
         """Return a signature from memory; ``None`` where the pool is not open."""

@@ -1,0 +1,15 @@
+"""Echoes INPUT0 after 20 ms."""
+
+import time
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([self.echo(request)]) for request in requests]
+
+    def echo(self, request):
+        time.sleep(0.02)
+        values = pb_utils.get_input_tensor_by_name(request, "INPUT0")
+        return pb_utils.Tensor("OUTPUT0", values.as_numpy())
