@@ -28,6 +28,7 @@ from tritonasync.core.errors import InvalidInputError, MessageTooLargeError
 from tritonasync.core.values import Array, Call, Datatype, InputTensor
 from tritonasync.wire.dtypes import datatype_of, numpy_dtype
 from tritonasync.wire.framing import REQUEST_ID_TAG, REQUEST_RAW_TAG, field_prefix
+from tritonasync.wire.large import LARGE_NBYTES, join_large
 from tritonasync.wire.messages import InputHead, request_head, request_parameters
 from tritonasync.wire.strings import encode_strings
 
@@ -180,7 +181,7 @@ def _encode(call: Call, plan: _Plan, limit: int) -> bytes:
             pieces.append(slot.prefix)
             pieces.extend(_buffers(tensor, slot, call))
     _check_size(call, nbytes, limit)
-    return _joined(pieces)
+    return _joined(pieces) if nbytes < LARGE_NBYTES else join_large(pieces, nbytes)
 
 
 def _check_size(call: Call, nbytes: int, limit: int) -> None:
