@@ -99,6 +99,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the stock client, interleaved in one run (``-- --quick`` for less)."""
-    install(session, "bench")
+    """Measure beside its peers, interleaved in one run (``-- --quick``: under two minutes)."""
+    install(session)
     session.run("python", "-m", "benchmarks", *session.posargs)

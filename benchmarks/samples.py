@@ -1,49 +1,82 @@
-"""How figures are taken and told: both sides in turn, medians with their spread, ratios."""
+"""How figures are told: medians with their spread, ratios round by round.
+
+Owns: the statistics, without I/O. A machine's speed drifts by tens of percent within minutes; two
+sides that ran in the same round drifted together, so their ratio is taken in each round, and the
+median of these is what is told.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """What several rounds gave.
+
+    Attributes:
+        values: One of each round, at least one.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("a spread needs at least one value")
+
+    @property
+    def median(self) -> float:
+        """The value in the middle."""
+        return statistics.median(self.values)
+
+    @property
+    def low(self) -> float:
+        """The least."""
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        """The greatest."""
+        return max(self.values)
+
+    @property
+    def noise(self) -> float:
+        """Half of the range, as a share of the median; 0 where the median is 0."""
+        return (self.high - self.low) / 2 / abs(self.median) if self.median else 0.0
+
+
+def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
+    """Return ours over theirs by round; ``None`` if no round has both, or theirs is 0."""
+    pairs = [(value, theirs[number]) for number, value in ours.items() if theirs.get(number)]
+    return Spread(tuple(mine / other for mine, other in pairs)) if pairs else None
+
+
+def spread(values: Mapping[int, float]) -> Spread | None:
+    """Return the values of all rounds; ``None`` if there are none."""
+    return Spread(tuple(values.values())) if values else None
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
-    """One comparison: a figure of ours and of theirs from each round."""
+    """A comparison within one process: a value of ours and of theirs from each round.
+
+    Attributes:
+        name: What was done.
+        unit: Of the values; less is better.
+        ours: One of each round.
+        theirs: The same, of the stock client.
+        goal: The most that the ratio should be; ``None`` if there is none.
+    """
 
     name: str
     unit: str
     ours: Sequence[float]
     theirs: Sequence[float]
     goal: float | None
-    lower_is_better: bool = True
 
     @property
-    def ratios(self) -> list[float]:
-        """Ours over theirs, round by round, so that a machine's drift cancels out."""
-        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)]
-
-    @property
-    def met(self) -> bool:
-        """Whether the median ratio reaches the goal, if there is one."""
-        if self.goal is None:
-            return True
-        ratio = statistics.median(self.ratios)
-        return ratio <= self.goal if self.lower_is_better else ratio >= self.goal
-
-    def line(self) -> str:
-        """One line of the table."""
-        ratio = statistics.median(self.ratios)
-        low, high = min(self.ratios), max(self.ratios)
-        goal = "no goal"
-        if self.goal is not None:
-            sign = "≤" if self.lower_is_better else "≥"
-            goal = f"goal {sign} {self.goal:g}×   {'met' if self.met else 'MISSED'}"
-        return (
-            f"{self.name:<44} {statistics.median(self.ours):>9.1f} "
-            f"{statistics.median(self.theirs):>9.1f} {self.unit:<5} "
-            f"{ratio:>5.2f}× ({low:.2f} to {high:.2f})   {goal}"
-        )
-
-
-HEADER = f"{'':<44} {'ours':>9} {'theirs':>9}       ratio (spread over rounds)"
+    def ratio(self) -> Spread:
+        """Ours over theirs, round by round."""
+        return Spread(tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True)))

@@ -151,10 +151,10 @@ def batch_cases() -> list[Case]:
 
 def run(*, quick: bool) -> Iterator[Figure]:
     """Time strings, then a micro-batch."""
-    rounds = 5 if quick else 25
+    rounds = 7 if quick else 25
     for make in (encode_case, decode_case):
         for name, array in strings().items():
             goal = None if name in UNTYPICAL else 0.25
-            yield figure(make(name, array), goal, rounds, repeats=1 if quick else 3)
+            yield figure(make(name, array), goal, rounds, repeats=2 if quick else 3)
     for case in batch_cases():
         yield figure(case, 1.0 if case.name.startswith("encode") else None, rounds, repeats=200)

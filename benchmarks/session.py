@@ -1,0 +1,98 @@
+"""One run from beginning to end: the server, the clients, the comparisons in one process.
+
+Owns: the order, and how much a quick and a full run measure.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import imports, tables, wire_bytes
+from benchmarks.machine import machine, versions
+from benchmarks.peers import Starter
+from benchmarks.results import Results, Taken
+from benchmarks.runner import Runner, Settings, needed
+from benchmarks.server import Server
+from tritonasync.serving import ensure_runtime
+
+Say = Callable[[str], None]
+Show = Callable[[Iterable[str]], None]
+
+IN_PROCESS = {"imports": imports, "wire": wire_bytes}
+TITLES = {
+    "imports": "What an import costs, beside what it cannot do without",
+    "wire": "The wire layer beside tritonclient's own functions, CPU time",
+}
+
+QUICK = Settings(quick=True, rounds=3, seconds=0.4)
+FULL = Settings(quick=False, rounds=5, seconds=1.5)
+
+
+def measure(
+    names: Sequence[str],
+    *,
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
+    say: Say,
+    show: Show,
+) -> Results:
+    """Measure what is named.
+
+    Args:
+        names: Of workloads, and of comparisons in one process.
+        quick: Whether to measure less.
+        rounds: How often; ``None`` for what is usual.
+        seconds: How long each client's round is; ``None`` for what is usual.
+        say: Told what goes on.
+        show: Given the lines of each table when it is there.
+    """
+    usual = QUICK if quick else FULL
+    settings = Settings(quick, rounds or usual.rounds, seconds or usual.seconds)
+    results = Results(
+        Taken(
+            date=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+            machine=machine(),
+            versions=versions(),
+            settings={
+                "quick": "yes" if quick else "no",
+                "rounds": str(settings.rounds),
+                "seconds a round": f"{settings.seconds:g}",
+            },
+        )
+    )
+    for name, benchmark in IN_PROCESS.items():
+        if name in names:
+            say(name)
+            results.figures[TITLES[name]] = list(benchmark.run(quick=quick))
+            show(tables.figure_lines(TITLES[name], results.figures[TITLES[name]]))
+    _run_workloads(names, settings, results, say, show)
+    return results
+
+
+def _run_workloads(
+    names: Sequence[str], settings: Settings, results: Results, say: Say, show: Show
+) -> None:
+    workloads = [each for each in needed(names) if settings.clients(each)]
+    if not workloads:
+        return
+    runtime = ensure_runtime(progress=say)
+    with (
+        tempfile.TemporaryDirectory(prefix="tritonasync-bench-") as scratch,
+        Server(workloads, runtime) as server,
+    ):
+        results.taken.versions["tritonserver"] = server.version()
+        starter = Starter(server.url, runtime, Path(scratch), say)
+        runner = Runner(server, starter, settings, results, say)
+        try:
+            runner.prepare(workloads)
+            for workload in workloads:
+                say(workload.name)
+                runner.run(workload)
+                if workload.name in results.workloads():
+                    show(tables.workload_lines(results, workload.name))
+        finally:
+            runner.close()

@@ -1,0 +1,68 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.clients import perf, serve
+from benchmarks.peers import PEERS, TITLES
+from benchmarks.server import REPOSITORIES
+from benchmarks.workloads import BY_NAME, CAPACITY, WORKLOADS, Workload
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_a_workload_fits_its_model(workload: Workload):
+    (folder,) = (found for root in REPOSITORIES if (found := root / workload.model).is_dir())
+    config = (folder / "config.pbtxt").read_text()
+    assert f"max_batch_size: {workload.max_batch_size}\n" in config
+    assert workload.rows_per_call <= workload.max_batch_size
+    dims = re.search(r"input \[.*?dims: \[ ([-\d, ]+) \]", config)
+    assert dims is not None
+    wanted = [int(dim) for dim in dims[1].split(",")]
+    assert len(wanted) == len(workload.shape)
+    assert all(want in (-1, got) for want, got in zip(wanted, workload.shape, strict=True))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_the_clients_of_a_workload_are_known(workload: Workload):
+    assert set(workload.clients) <= TITLES.keys()
+    assert set(workload.quick) <= set(workload.clients)
+    assert "ours" in workload.clients
+
+
+def test_every_peer_has_its_module_and_nobody_else():
+    assert [peer.name for peer in PEERS] == list(serve.MODULES)
+    for module, kind in serve.MODULES.values():
+        source = Path(serve.__file__).with_name(f"{module}.py").read_text()
+        assert f"class {kind}(" in source
+
+
+def test_the_capacity_is_measured_in_quick_and_full_runs():
+    workload, client = CAPACITY
+    assert client in BY_NAME[workload].quick
+    assert client in BY_NAME[workload].clients
+
+
+@pytest.mark.parametrize(
+    ("name", "concurrency", "rows"),
+    [
+        ("rows-1", 1, 1),
+        ("rows-64", 64, 1),
+        ("rows-1024", 64, 1),
+        ("batches", 4, 256),
+        ("slow", 4, 32),
+    ],
+)
+def test_the_load_generator_sends_what_the_workload_asks_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, concurrency: int, rows: int
+):
+    monkeypatch.setenv(perf.BINARY, "/bin/perf_analyzer")
+    line = perf.command(BY_NAME[name], "127.0.0.1:1", 1.5, Path("t.csv"))
+    options = dict(zip(line[1::2], line[2::2], strict=True))
+    assert options["--concurrency-range"] == f"{concurrency}:{concurrency}"
+    assert options["-b"] == str(rows)
+    assert options["-p"] == "500"
+    assert "--streaming" not in line
+
+
+def test_the_load_generators_windows_are_never_too_short():
+    assert perf.window_ms(0.1) == perf.WINDOW_MS
