@@ -4,10 +4,10 @@ Owns: a queue for each kind of rows, the limits of a batch (rows, bytes, age), t
 wait, the turns of the queues. Refuses to know: I/O, the event loop, the clock (``now`` is an
 argument), what a ticket is beyond whether its holder has left.
 
-Invariants: a member leaves once, whole, in the order in which it came to its queue; a batch is
-within its limits, or is one member that alone is beyond them; a member whose holder has left, or
-whose deadline has passed, never leaves in a batch; a queue with rows that may leave waits for one
-batch of each other queue at most.
+Invariants: the rows of a ticket leave once, all together, in the order in which they came to their
+queue; a batch is within its limits, or is the rows of one ticket that alone are beyond them; a
+ticket whose holder has left, or whose deadline has passed, never leaves in a batch; a queue with
+rows that may leave waits for one batch of each other queue at most.
 """
 
 from __future__ import annotations
@@ -16,33 +16,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeVar
 
+from tritonasync.batching.group import Group
 from tritonasync.batching.key import BatchKey
-from tritonasync.core.values import Array
 
 _T = TypeVar("_T")
-
-Member: TypeAlias = tuple[_T, tuple[Array, ...], int, int, float, float, float]
-"""The rows of one call, in a queue or a batch: ``(ticket, parts, rows, nbytes, entered_at,
-deadline_at, timeout_s)``.
-
-- ticket: what its holder waits on;
-- parts: an array for each input, with or (one row only) without the batch axis; borrowed;
-- rows: how many rows it has; nbytes: about how many bytes they take on the wire;
-- entered_at, deadline_at: when it came, and when its holder stops waiting (infinity for never), in
-  seconds on the monotonic clock; timeout_s: the holder's whole budget, for messages.
-
-A tuple since one is made for each row: an object with slots takes five times as long, which would
-be a tenth of all that a row costs.
-"""
-
-ticket_of: Final[Callable[[Member[Any]], Any]] = itemgetter(0)
-parts_of: Final[Callable[[Member[Any]], tuple[Array, ...]]] = itemgetter(1)
-rows_of: Final[Callable[[Member[Any]], int]] = itemgetter(2)
-nbytes_of: Final[Callable[[Member[Any]], int]] = itemgetter(3)
-deadline_of: Final[Callable[[Member[Any]], float]] = itemgetter(5)
 
 _MAX_KEPT: Final = 64
 """Empty queues that are kept for the next rows of their kind. Parameters can differ from call to
@@ -71,56 +50,41 @@ class RowQueue(Generic[_T]):
 
     Attributes:
         key: What they have in common.
-        members: The members, first come first; those who have left as well, until their turn.
-        more_rows: Rows beyond one for each member.
+        groups: The rows, first come first; of those who have left as well, until their turn.
     """
 
-    __slots__ = ("key", "members", "more_rows")
+    __slots__ = ("groups", "key")
 
     def __init__(self, key: BatchKey) -> None:
         self.key = key
-        self.members: deque[Member[_T]] = deque()
-        self.more_rows = 0
+        self.groups: deque[Group[_T]] = deque()
 
-    @property
-    def rows(self) -> int:
-        """The rows of all members."""
-        return len(self.members) + self.more_rows
-
-    def pop(self, limits: Limits) -> list[Member[_T]]:
-        """Take as many members from the front as fit in a batch, and one at least."""
-        members = self.members
-        if not self.more_rows and self.key.row_nbytes is not None:  # all alike: no need to look
-            most = min(limits.rows, limits.nbytes // (self.key.row_nbytes or 1) or 1)
-            pop = members.popleft
-            return [pop() for _ in range(min(most, len(members)))]
-        count = _fitting(members, limits)
-        batch = [members.popleft() for _ in range(count)]
-        self.more_rows -= sum(map(rows_of, batch)) - count
+    def pop(self, limits: Limits) -> list[Group[_T]]:
+        """Take as many rows from the front as fit in a batch, and those of one ticket at least."""
+        batch: list[Group[_T]] = []
+        rows, nbytes = limits.rows, limits.nbytes
+        while self.groups:
+            group = self.groups[0]
+            count = min(rows // group.rows_each, nbytes // (group.nbytes_each or 1))
+            if not batch:
+                count = max(count, 1)
+            if count >= len(group.tickets):
+                batch.append(self.groups.popleft())
+                rows -= group.rows
+                nbytes -= group.nbytes
+                continue
+            if count > 0:
+                front, self.groups[0] = group.split(count)
+                batch.append(front)
+            break
         return batch
 
     def is_full(self, limits: Limits) -> bool:
         """Return whether there is a whole batch."""
-        if self.rows >= limits.rows:
-            return True
-        return sum(map(nbytes_of, self.members)) >= limits.nbytes
-
-    def keep(self, members: Iterable[Member[_T]]) -> None:
-        """Hold these members and no others."""
-        self.members = deque(members)
-        self.more_rows = sum(map(rows_of, self.members)) - len(self.members)
-
-
-def _fitting(members: Iterable[Member[Any]], limits: Limits) -> int:
-    """Return how many of the first members fit in a batch, at least one."""
-    count = rows = nbytes = 0
-    for member in members:
-        rows += member[2]
-        nbytes += member[3]
-        if count and (rows > limits.rows or nbytes > limits.nbytes):
-            break
-        count += 1
-    return count
+        return (
+            sum([group.rows for group in self.groups]) >= limits.rows
+            or sum([group.nbytes for group in self.groups]) >= limits.nbytes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +93,11 @@ class Departure(Generic[_T]):
 
     Attributes:
         key: What the rows have in common.
-        members: Those that make a batch; never empty.
+        groups: Those that make a batch; never empty.
     """
 
     key: BatchKey
-    members: Sequence[Member[_T]]
+    groups: Sequence[Group[_T]]
 
 
 class Accumulator(Generic[_T]):
@@ -144,107 +108,105 @@ class Accumulator(Generic[_T]):
         gone: Whether the holder of a ticket has left.
 
     Attributes:
-        rows: The rows of all members that wait.
-        turns: The queues with members; the first has its turn.
-        late: Members whose deadline passed before they left, to be told so.
+        rows: All rows that wait, of those who have left as well until they are cleared away.
+        late: Groups whose deadline passed before they left, to be told so.
         cancelled_rows: Rows dropped so far because their holder had left.
     """
 
     def __init__(self, limits: Limits, gone: Callable[[_T], bool]) -> None:
         self.limits = limits
         self.rows = 0
-        self.turns: deque[RowQueue[_T]] = deque()
-        self.late: list[Member[_T]] = []
+        self.late: list[Group[_T]] = []
         self.cancelled_rows = 0
         self._gone = gone
         self._queues: dict[BatchKey, RowQueue[_T]] = {}
+        self._turns: deque[RowQueue[_T]] = deque()  # the queues with rows; the first has its turn
 
     def queue(self, key: BatchKey) -> RowQueue[_T]:
         """Return the queue of a kind of rows; it may be kept, and entered at any later time."""
         queue = self._queues.get(key)
         if queue is None:
             if len(self._queues) >= _MAX_KEPT:
-                self._queues = {k: q for k, q in self._queues.items() if q.members}
+                self._queues = {k: q for k, q in self._queues.items() if q.groups}
             queue = self._queues[key] = RowQueue(key)
         return queue
 
-    def enter(self, queue: RowQueue[_T], members: Sequence[Member[_T]]) -> None:
-        """Let members wait. The caller made sure that there is room."""
-        if members and not queue.members:
-            self.turns.append(queue)
-        rows = sum(map(rows_of, members))
-        queue.members.extend(members)
-        queue.more_rows += rows - len(members)
-        self.rows += rows
+    def enter(self, queue: RowQueue[_T], group: Group[_T]) -> None:
+        """Let rows wait. The caller made sure that there is room (:meth:`has_room`)."""
+        if not group.tickets:
+            return
+        if not queue.groups:
+            self._turns.append(queue)
+        queue.groups.append(group)
+        self.rows += group.rows
 
     def has_room(self, rows: int) -> bool:
         """Return whether so many rows more may wait."""
         return self.rows + rows <= self.limits.queued_rows
 
-    def take(self, now: float, *, late: bool = True) -> Departure[_T] | None:
+    def take(self, now: float) -> Departure[_T] | None:
         """Take the next batch, or ``None`` if nothing may leave now.
 
-        Members whose deadline has passed are moved to :attr:`late`; ``late=False`` says that there
-        are none.
+        Groups whose deadline has passed are moved to :attr:`late`.
         """
-        for _ in range(len(self.turns)):
-            queue = self.turns.popleft()
-            members = self._leave(queue, now, late=late)
-            if queue.members:
-                self.turns.append(queue)
-            if members:
-                return Departure(queue.key, members)
+        for _ in range(len(self._turns)):
+            queue = self._turns.popleft()
+            groups = self._leave(queue, now)
+            if queue.groups:
+                self._turns.append(queue)
+            if groups:
+                return Departure(queue.key, groups)
         return None
 
-    def _leave(self, queue: RowQueue[_T], now: float, *, late: bool) -> list[Member[_T]]:
+    def _leave(self, queue: RowQueue[_T], now: float) -> list[Group[_T]]:
         """Take a batch of those still there, if the queue is full enough or has waited enough."""
-        while queue.members and self._due_at(queue) <= now:
-            members = queue.pop(self.limits)
-            self.rows -= sum(map(rows_of, members))
-            members = self._present(members)
-            if late:
-                members = self._in_time(members, now)
-            if members:
-                return members
+        while queue.groups and self._due_at(queue) <= now:
+            popped = queue.pop(self.limits)
+            self.rows -= sum([group.rows for group in popped])
+            groups = self._in_time(self._present(popped), now)
+            if groups:
+                return groups
         return []
 
-    def _present(self, members: list[Member[_T]]) -> list[Member[_T]]:
-        gone = self._gone
-        present = [member for member in members if not gone(member[0])]
-        if len(present) < len(members):
-            self.cancelled_rows += sum(map(rows_of, members)) - sum(map(rows_of, present))
+    def _present(self, groups: Iterable[Group[_T]]) -> list[Group[_T]]:
+        present: list[Group[_T]] = []
+        for group in groups:
+            here = group.without(self._gone)
+            self.cancelled_rows += group.rows - here.rows
+            if here.tickets:
+                present.append(here)
         return present
 
-    def _in_time(self, members: list[Member[_T]], now: float) -> list[Member[_T]]:
-        self.late += [member for member in members if member[5] <= now]
-        return [member for member in members if member[5] > now]
+    def _in_time(self, groups: list[Group[_T]], now: float) -> list[Group[_T]]:
+        self.late += [group for group in groups if group.deadline_at <= now]
+        return [group for group in groups if group.deadline_at > now]
 
     def _due_at(self, queue: RowQueue[_T]) -> float:
         """Return when the queue's first batch may leave, whatever comes."""
         if not self.limits.linger_s or queue.is_full(self.limits):
             return -math.inf
-        return queue.members[0][4] + self.limits.linger_s
+        return queue.groups[0].entered_at + self.limits.linger_s
 
     def due_at(self) -> float:
         """Return when the next batch may leave; infinity if nothing waits."""
-        return min(map(self._due_at, self.turns), default=math.inf)
+        return min(map(self._due_at, self._turns), default=math.inf)
 
     def clear_away(self, now: float) -> None:
         """Drop those whose holder has left, and move those whose time is up to :attr:`late`."""
-        for queue in self.turns:
-            queue.keep(self._in_time(self._present(list(queue.members)), now))
-        self.turns = deque([queue for queue in self.turns if queue.members])
-        self.rows = sum([queue.rows for queue in self.turns])
+        for queue in self._turns:
+            queue.groups = deque(self._in_time(self._present(queue.groups), now))
+        self._turns = deque([queue for queue in self._turns if queue.groups])
+        self.rows = sum([group.rows for group in self.groups()])
 
-    def members(self) -> list[Member[_T]]:
+    def groups(self) -> list[Group[_T]]:
         """Return all that wait."""
-        return [member for queue in self.turns for member in queue.members]
+        return [group for queue in self._turns for group in queue.groups]
 
-    def drain(self) -> list[Member[_T]]:
-        """Take all that wait, whether their holder has left or not."""
-        members = self.members()
-        for queue in self.turns:
-            queue.keep(())
-        self.turns.clear()
+    def drain(self) -> list[Group[_T]]:
+        """Take all that wait, whether their holders have left or not."""
+        groups = self.groups()
+        for queue in self._turns:
+            queue.groups.clear()
+        self._turns.clear()
         self.rows = 0
-        return members
+        return groups

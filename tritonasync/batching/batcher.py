@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
+from tritonasync.batching.key import BatchKey, key_of
 from tritonasync.batching.lane import Lane
 from tritonasync.batching.line import Line
 from tritonasync.batching.statistics import BatchingStatistics
@@ -18,6 +19,9 @@ from tritonasync.core.errors import Stage
 from tritonasync.core.policies import BatchPolicy
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, ModelSpec, Reply
+
+_MAX_LANES: Final = 256
+"""Short ways that are kept for the next handles; those who hold one keep it anyway."""
 
 
 class Batcher:
@@ -45,6 +49,7 @@ class Batcher:
         self._policy = policy
         self._stage = stage
         self._lines: dict[tuple[str, str], Line] = {}
+        self._lanes: dict[tuple[str, str, BatchKey, float], Lane] = {}
 
     def infer(self, call: Call) -> Coroutine[Any, Any, Reply]:
         """Run one inference, together with others' where that is possible.
@@ -78,10 +83,21 @@ class Batcher:
         return line
 
     def lane(self, call: Call, spec: ModelSpec, timeout_s: float) -> Lane | None:
-        """Return the short way for items like that of a call, if they are batched at all."""
+        """Return the short way for items like that of a call, if they are batched at all.
+
+        Handles share it: each would have a few items a turn of its own, and gathering is cheap for
+        many at once.
+        """
         if not _batchable(spec) or any(tensor.datatype == "BYTES" for tensor in call.inputs):
             return None
-        return Lane(self._line(spec), call, timeout_s)
+        line, kind = self._line(spec), key_of(call)
+        name = spec.name, spec.version, kind, timeout_s
+        lane = self._lanes.get(name)
+        if lane is None or not lane.valid:
+            if len(self._lanes) >= _MAX_LANES:
+                self._lanes.clear()
+            lane = self._lanes[name] = Lane(line, kind, timeout_s)
+        return lane
 
     def hasten(self) -> None:
         """Close the short way, and let what waits leave without lingering: no more will come."""

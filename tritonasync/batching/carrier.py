@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from tritonasync.batching.accumulator import Member, deadline_of
 from tritonasync.batching.gather import check_rows, gather
+from tritonasync.batching.group import Group, halves
 from tritonasync.batching.key import BatchKey
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import Counters
@@ -93,34 +93,33 @@ class Carrier:
         return reply
 
     async def together(
-        self, key: BatchKey, members: Sequence[Member[Ticket]], in_flight: int
+        self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int
     ) -> None:
-        """Carry a batch, and tell each of its members how it went.
+        """Carry a batch, and tell each of its holders how it went.
 
         If it fails as one row can make it fail, each half is tried again, one after the other: at
-        worst that takes twice the requests that its members would have taken alone.
+        worst that takes twice the requests that its tickets would have taken alone.
         """
-        groups = [members]
-        while groups:
-            group = groups.pop()
+        batches = [groups]
+        while batches:
+            batch = batches.pop()
             try:
-                await self._send(key, group, in_flight)
+                await self._send(key, batch, in_flight)
             except _ONE_ROWS_FAULT as error:
-                if len(group) == 1 or isinstance(error, ModelUnhealthyError):
-                    tell(group, error)
+                if _tickets(batch) == 1 or isinstance(error, ModelUnhealthyError):
+                    tell(batch, error)
                 else:
                     self._counters.halved_batches += 1
-                    waiting = [member for member in group if not left(member[0])]
-                    middle = len(waiting) // 2
-                    groups += [half for half in (waiting[middle:], waiting[:middle]) if half]
+                    front, rest = halves([group.without(left) for group in batch])
+                    batches += [half for half in (rest, front) if _tickets(half)]
             except QueueFullError as error:
                 self._limiter.overloaded(time.monotonic())
-                tell(group, error)
+                tell(batch, error)
             except Exception as error:  # noqa: BLE001 - told to each caller
-                tell(group, error)
+                tell(batch, error)
 
-    async def _send(self, key: BatchKey, members: Sequence[Member[Ticket]], in_flight: int) -> None:
-        call = gather(self._model, self._version, key, members, _deadline(members))
+    async def _send(self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int) -> None:
+        call = gather(self._model, self._version, key, groups, _deadline(groups))
         sent_at = time.monotonic()
         self._counters.sent(call.rows)
         try:
@@ -128,16 +127,20 @@ class Carrier:
         finally:
             self._counters.rows_in_flight -= call.rows
         self._note_answer(call.rows, sent_at, in_flight)
-        if len(members) > 1:
+        if _tickets(groups) > 1:
             check_rows(reply, call.rows)
-        hand_out(members, reply)
+        hand_out(groups, reply)
 
     def _note_answer(self, rows: int, sent_at: float, in_flight: int) -> None:
         now = time.monotonic()
         self._limiter.answered(rows=rows, latency_s=now - sent_at, in_flight=in_flight, now=now)
 
 
-def _deadline(members: Sequence[Member[Ticket]]) -> Deadline:
-    """Return when a batch gives up its place; its members are let go at their own time."""
-    last = max(map(deadline_of, members))
+def _tickets(groups: Sequence[Group[Ticket]]) -> int:
+    return sum([len(group.tickets) for group in groups])
+
+
+def _deadline(groups: Sequence[Group[Ticket]]) -> Deadline:
+    """Return when a batch gives up its place; its holders are let go at their own time."""
+    last = max([group.deadline_at for group in groups])
     return NEVER if last == math.inf else Deadline(last + _GRACE_S, math.inf)

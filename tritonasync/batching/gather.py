@@ -1,4 +1,4 @@
-"""From the members of a batch to one call, and from its reply to theirs.
+"""From the rows of a batch to one call, and from its reply to theirs.
 
 Owns: which rows are whose. Refuses to know: queues, tasks, limits.
 
@@ -9,11 +9,12 @@ that are filled up are copied) nor on the way up (outputs are views on the batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 
-from tritonasync.batching.accumulator import Member, parts_of, rows_of
+from tritonasync.batching.group import Group
 from tritonasync.batching.key import BatchKey
 from tritonasync.batching.padding import to_longest
 from tritonasync.core.deadline import Deadline
@@ -38,14 +39,14 @@ def call_parts(call: Call) -> tuple[Array, ...]:
 
 
 def gather(
-    model: str, version: str, key: BatchKey, members: Sequence[Member[_T]], deadline: Deadline
+    model: str, version: str, key: BatchKey, groups: Sequence[Group[_T]], deadline: Deadline
 ) -> Call:
-    """Return the call that carries the rows of all members, in their order."""
-    rows = sum(map(rows_of, members))
-    columns = zip(*map(parts_of, members), strict=True)
+    """Return the call that carries the rows of all groups, in their order."""
+    rows = sum([group.rows for group in groups])
+    columns = zip(*[group.columns for group in groups], strict=True)
     inputs = tuple(
         [
-            InputTensor(name, datatype, (rows, *item), parts)
+            InputTensor(name, datatype, (rows, *item), tuple(chain.from_iterable(parts)))
             for (name, datatype, item), parts in zip(key.inputs, columns, strict=True)
         ]
     )

@@ -132,9 +132,8 @@ class UnloadedLatency:
             return seconds
 
     def _measure(self, power: int, group: list[tuple[float, int]], *, alone: bool) -> bool:
-        group.sort()
         seconds = _middle([latency_s for latency_s, _ in group])
-        rows = _middle([float(rows) for _, rows in group])
+        rows = sum([rows for _, rows in group]) / len(group)
         group.clear()
         old = self._points.get(power)
         if not alone and (old is None or seconds > _CONFIRMS * old[1]):
@@ -205,7 +204,7 @@ class Limiter:
         # Answers since the last decision: of all, how many; of those that held the limit, what.
         self._seen = 0
         self._held: list[tuple[float, int]] = []
-        self._window = self._held  # the same of the last decision
+        self._window: list[tuple[float, int]] = []  # the latter, of the last decision
         self._round_trip_s = _UNKNOWN_ROUND_TRIP_S
         self._deaf_until = -math.inf
         self._ceiling = most
@@ -283,9 +282,7 @@ class Limiter:
         """Return how much longer batches take than unloaded ones, if most can be compared."""
         at = self._unloaded.at
         known = [
-            latency_s / unloaded_s
-            for latency_s, rows in self._window
-            if (unloaded_s := at(rows)) is not None
+            latency_s / unloaded_s for latency_s, rows in self._window if (unloaded_s := at(rows))
         ]
         return _middle(known) if 2 * len(known) > len(self._window) else None
 

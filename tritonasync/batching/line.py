@@ -19,18 +19,18 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final
 
 from tritonasync.batching.accumulator import (
     Accumulator,
     Departure,
     Limits,
-    Member,
     RowQueue,
-    deadline_of,
 )
 from tritonasync.batching.carrier import Carrier
 from tritonasync.batching.gather import call_parts, cut_out
+from tritonasync.batching.group import Group
 from tritonasync.batching.key import key_of
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import BatchingStatistics, Counters
@@ -78,7 +78,7 @@ class Line:
         self.waiting: Accumulator[Ticket] = Accumulator(self._limits(), left)
         self._limiter = Limiter(least=policy.min_inflight, most=policy.max_inflight)
         self._out = 0
-        self._carried: dict[asyncio.Task[None], Sequence[Member[Ticket]]] = {}
+        self._carried: dict[asyncio.Task[None], Sequence[Group[Ticket]]] = {}
         self._dispatching = False
         self._pours: list[Callable[[], None]] = []
         self._linger: asyncio.TimerHandle | None = None
@@ -159,27 +159,32 @@ class Line:
         nbytes = request_nbytes(call) if each is None else call.rows * each
         if not self.waiting.has_room(call.rows):
             self._make_room(call.rows, now)
-        parts = call_parts(call)
-        member = (ticket, parts, call.rows, nbytes, now, deadline.at, deadline.timeout_s)
-        self.take_in(queue, [member], deadline.at)
+        group = Group(
+            [ticket],
+            [[part] for part in call_parts(call)],
+            rows_each=call.rows,
+            nbytes_each=nbytes,
+            entered_at=now,
+            deadline_at=deadline.at,
+            timeout_s=deadline.timeout_s,
+        )
+        self.take_in(queue, group)
         if self._out < self._limiter.limit:
             self._wake()
         return ticket
 
-    def take_in(
-        self, queue: RowQueue[Ticket], members: Sequence[Member[Ticket]], deadline_at: float
-    ) -> None:
-        """Let members wait, none of whose deadlines is before the one given."""
-        self.waiting.enter(queue, members)
-        if deadline_at < self._sweep_at:
-            self._set_sweeper(deadline_at)
+    def take_in(self, queue: RowQueue[Ticket], group: Group[Ticket]) -> None:
+        """Let a group wait."""
+        self.waiting.enter(queue, group)
+        if group.deadline_at < self._sweep_at:
+            self._set_sweeper(group.deadline_at)
 
     def room(self) -> int:
         """Return how many rows more may wait."""
         return self.waiting.limits.queued_rows - self.waiting.rows
 
     def pour_later(self, pour: Callable[[], None]) -> None:
-        """Have members poured in at the end of this turn, or before anybody looks at the queues."""
+        """Have items poured in at the end of this turn, or before anybody looks at the queues."""
         self._pours.append(pour)
         self._wake()
 
@@ -231,7 +236,7 @@ class Line:
         """Send what may leave now."""
         now = time.monotonic()
         while self._out < self._limiter.limit:
-            departure = self.waiting.take(now, late=self._sweep_at <= now)
+            departure = self.waiting.take(now)
             if departure is None:
                 break
             self._launch(departure, now)
@@ -249,19 +254,19 @@ class Line:
         spec = self._catalog.known(self.spec.name, self.spec.version)
         if spec is not None and spec is not self.spec:
             self.learn(spec)
-        members = departure.members
+        groups = departure.groups
         self._out += 1
-        self._counters.waited_s += sum([m[2] * (now - m[4]) for m in members])
+        self._counters.waited_s += sum([g.rows * (now - g.entered_at) for g in groups])
         task = self.loop.create_task(self._carry_batch(departure, self._out))
-        self._carried[task] = members
+        self._carried[task] = groups
         task.add_done_callback(self._carried.pop)
 
     async def _carry_batch(self, departure: Departure[Ticket], in_flight: int) -> None:
         """See a batch to its end; nobody can cancel this but the end of the event loop itself."""
         try:
-            await self._carrier.together(departure.key, departure.members, in_flight)
+            await self._carrier.together(departure.key, departure.groups, in_flight)
         except BaseException:
-            tell(departure.members, PoolClosedError("the event loop ended while a batch was out"))
+            tell(departure.groups, PoolClosedError("the event loop ended while a batch was out"))
             raise
         finally:
             self._out -= 1
@@ -272,9 +277,9 @@ class Line:
 
     def _tell_late(self) -> None:
         late, self.waiting.late = self.waiting.late, []
-        for member in late:
-            self._counters.expired_rows += member[2]
-            expire(member, "queue", model=self.spec.name)
+        for group in late:
+            self._counters.expired_rows += group.rows
+            expire(group, "queue", model=self.spec.name)
 
     def _set_sweeper(self, at: float) -> None:
         if self._sweeper is not None:
@@ -290,18 +295,13 @@ class Line:
         self._pour()
         self.waiting.clear_away(now)
         self._tell_late()
-        for members in self._carried.values():
-            for member in members:
-                if member[5] <= now:
-                    expire(member, self._stage(), model=self.spec.name)
-        at = min(map(deadline_of, self._members()), default=math.inf)
+        for group in chain.from_iterable(self._carried.values()):
+            if group.deadline_at <= now:
+                expire(group, self._stage(), model=self.spec.name)
+        waiting = chain(self.waiting.groups(), *self._carried.values())
+        at = min([g.deadline_at for g in waiting if g.deadline_at > now], default=math.inf)
         if at < math.inf:
             self._set_sweeper(max(at, now + _SWEEP_PAUSE_S))
-
-    def _members(self) -> list[Member[Ticket]]:
-        """Return all whose holders wait."""
-        carried = [member for members in self._carried.values() for member in members]
-        return [member for member in self.waiting.members() + carried if not left(member[0])]
 
     # --- the end --------------------------------------------------------------------------------
 

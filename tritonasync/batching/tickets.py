@@ -9,48 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias, cast
 
-from tritonasync.batching.accumulator import Member
+from tritonasync.batching.group import Group
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage, TritonError
 from tritonasync.core.values import Reply
 
 Landed: TypeAlias = tuple[Reply, int]
-"""What a member gets: the reply to its batch, and where its rows begin in it."""
+"""What a holder gets: the reply to the batch, and where its rows begin in it."""
 
 Ticket: TypeAlias = "asyncio.Future[Landed | None]"
 """``None`` tells one who came the short way to go the long one."""
 
 
-def left(ticket: Ticket) -> bool:
-    """Return whether its holder has left, or was told."""
-    return ticket.done()
+left: Final = cast("Callable[[Ticket], bool]", asyncio.Future.done)
+"""Whether the holder of a ticket has left, or was told."""
 
 
-def hand_out(members: Iterable[Member[Ticket]], reply: Reply) -> None:
+def hand_out(groups: Iterable[Group[Ticket]], reply: Reply) -> None:
     """Give each its place in the reply, in order."""
     start = 0
-    for member in members:
-        ticket = member[0]
-        if not ticket.done():
-            ticket.set_result((reply, start))
-        start += member[2]
+    for group in groups:
+        step = group.rows_each
+        for ticket in group.tickets:
+            if not ticket.done():
+                ticket.set_result((reply, start))
+            start += step
 
 
-def tell(members: Iterable[Member[Ticket]], error: Exception) -> None:
+def tell(groups: Iterable[Group[Ticket]], error: Exception) -> None:
     """Give each that still waits a copy of an error."""
-    for ticket, *_ in members:
-        if not ticket.done():
-            _fail(ticket, _twin(error))
+    for group in groups:
+        for ticket in group.tickets:
+            if not ticket.done():
+                _fail(ticket, _twin(error))
 
 
-def expire(member: Member[Ticket], stage: Stage, *, model: str) -> None:
-    """Tell a member that its time is up, if it still waits."""
-    ticket, *_, deadline_at, timeout_s = member
-    if not ticket.done():
-        _fail(ticket, Deadline(deadline_at, timeout_s).error(stage, model=model))
+def expire(group: Group[Ticket], stage: Stage, *, model: str) -> None:
+    """Tell those of a group who still wait that their time is up."""
+    tell([group], Deadline(group.deadline_at, group.timeout_s).error(stage, model=model))
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:

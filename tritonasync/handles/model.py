@@ -165,7 +165,8 @@ class ModelHandle(Handle):
                         self._doubt_signature()
                         raise
                     if answer is not None:
-                        return Outputs(*answer)
+                        reply, row = answer
+                        return Outputs(reply, row)
         request = Request(
             self._deadline(timeout_s),
             self._parameters(parameters, priority, queue_timeout_us),

@@ -45,8 +45,8 @@ def join_large(pieces: Sequence[bytes | bytearray | Array], nbytes: int) -> byte
         raise ValueError(f"the pieces are not {nbytes} bytes")
     message = cast("bytes", _new_bytes(None, nbytes))
     # The buffer does not keep the message alive; both end with this call.
-    buffer = (ctypes.c_ubyte * nbytes).from_address(_address_of(message))
-    space = np.frombuffer(buffer, np.uint8)
+    buffer: Any = (ctypes.c_ubyte * nbytes).from_address(_address_of(message))
+    space: Array = np.frombuffer(buffer, np.uint8)
     start = 0
     for piece in pieces:
         end = start + _nbytes(piece)
