@@ -2,9 +2,9 @@
 
 ::
 
-    handle → Gate → Padder → Splitter → Batcher → UnaryInvoker → Endpoint
-               ├──────────── Lane ─────────┘                        │
-               └──→ Catalog → Control ──────────────────────────────┘
+    handle → (Padder) → Gate → Splitter → Batcher → UnaryInvoker → Endpoint
+                         ├────── Lane ───────┘                       │
+                         └──→ Catalog → Control ─────────────────────┘
 
 Owns: opening and closing. Every task below belongs to the stage that started it, and
 :meth:`TritonPool.aclose` awaits them all, from the top down.
@@ -156,13 +156,13 @@ class TritonPool:
         policy = self._batching
         if policy is None:
             self._stages = _Stages(endpoint, control, catalog, None)
-            self._gate.lead_to(Padder(Splitter(invoker, catalog)), catalog)
+            self._gate.lead_to(Splitter(invoker, catalog), catalog)
             return self
         batcher = Batcher(invoker, catalog, policy, endpoint.answers_by)
         self._stages = _Stages(endpoint, control, catalog, batcher)
         limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
         splitter = Splitter(batcher, catalog, max_rows=limit)
-        self._gate.lead_to(Padder(splitter), catalog, batcher.lane)
+        self._gate.lead_to(splitter, catalog, batcher.lane)
         return self
 
     async def aclose(self) -> None:
@@ -256,7 +256,7 @@ class TritonPool:
         return ModelHandle(
             name,
             version,
-            self._gate,
+            self._gate if padding is None else Padder(self._gate),
             self._gate,
             timeout_s=self._timeout_s,
             casting=casting,

@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from tritonasync.batching.gather import check_rows, gather
 from tritonasync.batching.group import Group, halves
 from tritonasync.batching.key import BatchKey
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import Counters
-from tritonasync.batching.tickets import Ticket, hand_out, left, tell
+from tritonasync.batching.tickets import Landed, Ticket, hand_out, left, tell
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     InvalidInputError,
@@ -28,10 +28,11 @@ from tritonasync.core.errors import (
     MessageTooLargeError,
     ModelFailedError,
     ModelUnhealthyError,
+    PoolClosedError,
     QueueFullError,
 )
 from tritonasync.core.ports import Invoker
-from tritonasync.core.values import Call, Reply
+from tritonasync.core.values import Call, ModelSpec
 
 _ONE_ROWS_FAULT: Final = (
     InvalidInputError,  # while the message was built: a string that is none, say
@@ -54,52 +55,92 @@ class Carrier:
     """Carries the calls and batches of one model.
 
     Args:
-        model: The model's name.
-        version: Its version.
+        spec: Names the model and the version asked for.
         next_stage: Where to.
         limiter: Told of answers and of overload.
         counters: Told of what is sent.
+        landed: Called when a call or batch is over, so that what waits may leave.
 
     Attributes:
+        in_flight: Calls and batches that are out.
         wary_until: Until then callers had better not carry their own calls. The place in flight of
             one who leaves is free at once, though the server still works on the call; tasks stay.
     """
 
     def __init__(
-        self, model: str, version: str, next_stage: Invoker, limiter: Limiter, counters: Counters
+        self,
+        spec: ModelSpec,
+        next_stage: Invoker,
+        limiter: Limiter,
+        counters: Counters,
+        landed: Callable[[], None],
     ) -> None:
-        self._model = model
-        self._version = version
+        self._model = spec.name
+        self._version = spec.version
         self._next = next_stage
         self._limiter = limiter
         self._counters = counters
+        self._landed = landed
+        self.in_flight = 0
         self.wary_until = -math.inf
 
-    async def alone(self, call: Call, in_flight: int) -> Reply:
-        """Carry a call for its own caller. Raises as the next stage does."""
+    async def alone(self, call: Call) -> Landed:
+        """Carry a call for its own caller.
+
+        Returns:
+            The reply, and 0: where its rows begin.
+
+        Raises:
+            ProtocolError: An output has other rows than the call. It might pass here, but not in a
+                batch, and what works should not depend on who else calls.
+            TritonError: As the next stage raises it.
+        """
+        self.in_flight = in_flight = self.in_flight + 1
         sent_at = time.monotonic()
         self._counters.sent(call.rows)
         try:
             reply = await self._next.infer(call)
+            self._note_answer(call.rows, sent_at, in_flight)
+            check_rows(reply, call.rows)
         except QueueFullError:
             self._limiter.overloaded(time.monotonic())
             raise
         except (asyncio.CancelledError, TimeoutError):
             self.wary_until = time.monotonic() + _WARY_S
             raise
+        else:
+            return reply, 0
         finally:
             self._counters.rows_in_flight -= call.rows
-        self._note_answer(call.rows, sent_at, in_flight)
-        return reply
+            self.in_flight -= 1
+            self._landed()
 
-    async def together(
-        self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int
-    ) -> None:
+    def together(self, key: BatchKey, groups: Sequence[Group[Ticket]]) -> Coroutine[Any, Any, None]:
         """Carry a batch, and tell each of its holders how it went.
+
+        The batch is out from now on, not from when the coroutine is first run.
 
         If it fails as one row can make it fail, each half is tried again, one after the other: at
         worst that takes twice the requests that its tickets would have taken alone.
         """
+        self.in_flight += 1
+        return self._together(key, groups, self.in_flight)
+
+    async def _together(
+        self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int
+    ) -> None:
+        try:
+            await self._by_halves(key, groups, in_flight)
+        except BaseException:
+            tell(groups, PoolClosedError("the event loop ended while a batch was out"))
+            raise
+        finally:
+            self.in_flight -= 1
+            self._landed()  # before those who were told have their turn
+
+    async def _by_halves(
+        self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int
+    ) -> None:
         batches = [groups]
         while batches:
             batch = batches.pop()
@@ -127,8 +168,7 @@ class Carrier:
         finally:
             self._counters.rows_in_flight -= call.rows
         self._note_answer(call.rows, sent_at, in_flight)
-        if _tickets(groups) > 1:
-            check_rows(reply, call.rows)
+        check_rows(reply, call.rows)
         hand_out(groups, reply)
 
     def _note_answer(self, rows: int, sent_at: float, in_flight: int) -> None:

@@ -74,6 +74,11 @@ def check_rows(reply: Reply, rows: int) -> None:
 
 
 def cut_out(reply: Reply, start: int, rows: int) -> Reply:
-    """Return the reply to the rows from ``start`` on, as views on the batch's."""
+    """Return the reply to the rows from ``start`` on, as views on the batch's.
+
+    The reply is one that :func:`check_rows` has let pass.
+    """
+    if not start and all(len(array) == rows for array in reply.outputs.values()):
+        return reply  # the whole
     outputs = {name: array[start : start + rows] for name, array in reply.outputs.items()}
     return Reply(reply.model, reply.version, outputs, "", reply.parameters)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from operator import attrgetter, countOf
 from typing import Any, Final, TypeAlias, cast
@@ -29,8 +29,9 @@ from tritonasync.batching.accumulator import RowQueue
 from tritonasync.batching.group import Group
 from tritonasync.batching.key import BatchKey
 from tritonasync.batching.line import Line
-from tritonasync.batching.tickets import Ticket
-from tritonasync.core.values import Array
+from tritonasync.batching.tickets import Landed, Ticket
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.values import Array, Call, InputTensor
 from tritonasync.wire.dtypes import numpy_dtype
 
 # The variant that answers None where no loop runs: raising and catching costs more than an item.
@@ -56,6 +57,7 @@ class Lane:
         "_count",
         "_create_ticket",
         "_first",
+        "_inputs",
         "_items",
         "_line",
         "_loop",
@@ -76,9 +78,9 @@ class Lane:
         self._period = line.period
         self._timeout_s = timeout_s
         self._queue: RowQueue[Ticket] = line.waiting.queue(key)
-        inputs = key.inputs
+        self._inputs = key.inputs
         self._items: list[_Item] = [
-            (name, numpy_dtype(kind), shape) for name, kind, shape in inputs
+            (name, numpy_dtype(kind), shape) for name, kind, shape in key.inputs
         ]
         self._count = len(self._items)
         self._name = self._items[0][0]
@@ -96,28 +98,33 @@ class Lane:
         """Whether it still takes items: not after the model changed, or closing began."""
         return self._line.period is self._period
 
-    def enter(self, arrays: Mapping[str, object]) -> Ticket | None:
+    def enter(self, arrays: Mapping[str, object]) -> Awaitable[Landed | None] | None:
         """Let an item wait for a batch, or return ``None`` if it should go the long way.
 
         Args:
-            arrays: An array for each input, without the batch axis. Borrowed until the ticket is
-                resolved.
+            arrays: An array for each input, without the batch axis. Borrowed until the end.
 
         Returns:
-            What resolves to the reply to a batch and the item's row in it, or to ``None`` if the
-            item should go the long way after all.
+            What gives the reply to a batch and the item's row in it, or ``None`` if the item should
+            go the long way after all. To be awaited at once.
         """
         tickets = self._tickets
         if (
             _running_loop() is not self._loop
             or len(arrays) != self._count
             or self._name not in arrays
-            or (not tickets and not self._may_begin())
-            or len(tickets) >= self._room
         ):
             return None
         if not tickets:
-            self._line.pour_later(self._pour)
+            line = self._line
+            if line.period is not self._period:
+                return None
+            if line.may_go(1):
+                return self._go(arrays)
+            self._room = line.room()
+            line.pour_later(self._pour)
+        if len(tickets) >= self._room:
+            return None
         self._first.append(arrays[self._name])
         if self._more:
             for (name, _, _), column in zip(self._more, self._columns[1:], strict=True):
@@ -126,13 +133,18 @@ class Lane:
         tickets.append(ticket)
         return ticket
 
-    def _may_begin(self) -> bool:
-        """Return whether items may come in this turn; the first asks."""
-        line = self._line
-        if line.period is not self._period or line.may_go(1):
-            return False
-        self._room = line.room()
-        return True
+    def _go(self, arrays: Mapping[str, object]) -> Awaitable[Landed] | None:
+        """Send an item alone, at once: nobody is there to share a batch with."""
+        tensors: list[InputTensor] = []
+        for (name, datatype, shape), item in zip(self._inputs, self._items, strict=True):
+            array = arrays.get(name)
+            if not _alike([array], item):
+                return None
+            tensors.append(InputTensor(name, datatype, (1, *shape), (cast("Array", array),)))
+        spec, timeout_s = self._line.spec, self._timeout_s
+        deadline = Deadline(time.monotonic() + timeout_s, timeout_s)
+        call = Call(spec.name, spec.version, tuple(tensors), 1, deadline=deadline)
+        return self._line.carry(call)
 
     def _pour(self) -> None:
         """Make a group of the items."""

@@ -20,7 +20,7 @@ What differs from Vegas, and why:
 - The unloaded latency is no lifetime minimum. An average of the middle half is compared with an
   average of the middle half, because service times vary much more than propagation delays, and a
   minimum would be too low for ever (Netflix's Gradient2 limit averages for that reason). Single
-  delays, a collected heap or a late event loop, fall outside of the middle half on both sides.
+  delays, a collected heap or a late event loop, fall outside of the middle half.
 - It depends on rows, so there is one measurement for each power of two of rows, and a line between
   neighbours.
 - Under constant load no batch finds the way free, and a stale or inflated estimate would make the
@@ -28,12 +28,12 @@ What differs from Vegas, and why:
   from time to time the limit is halved for a few batches to measure anew, as BBR's ProbeRTT does
   (Cardwell and others, ACM Queue 2016; draft-ietf-ccwg-bbr) and Envoy's adaptive concurrency. Light
   traffic measures by itself, and needs no probe.
-- Measurements come before large steps: coming down by a third needs a probe first, since it may
-  be the server that became slower; and if half the limit carries as many rows, half is kept.
+- Large steps need a measurement: before the limit comes down by a third there is a probe, since it
+  may be the server that became slower; and if half the limit carries as many rows, half is kept.
 
-Invariants: ``least <= limit <= most`` after every call; only answers to batches sent at the present
-limit can raise it, and only if they are most of the answers; constant memory and about 1 µs per
-answer.
+Invariants: ``least <= limit <= most`` after every call; the limit grows only by answers to batches
+that reached it when they were sent, and only if these are most of the answers; bounded memory, and
+about 1 µs for an answer.
 """
 
 from __future__ import annotations
@@ -58,38 +58,41 @@ _PROBE: Final = 6
 
 _FIRST_PERIOD_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 10.0
-"""How long a measurement of the unloaded latency holds under constant load: BBR's 10 s window; less
-at first and after surprises, when it was taken amid change."""
+"""How long a measurement of the unloaded latency holds under constant load. The longest is BBR's
+window. It is shorter at first and after surprises, when the measurement was taken amid change, and
+doubles each time."""
 _PERIOD_DECISIONS: Final = 32
-"""And for how many decisions, at least: slow models must not spend their time on probes. A probe
-costs at most the time of three batches, and comes once in 256."""
+"""For how many decisions it holds at least, so that slow models do not spend their time on probes:
+a probe costs about the time of three batches, and these are 256."""
 _SURPRISE_DECISIONS: Final = 16
-"""Decisions between two probes that a surprise asks for."""
+"""Decisions from one probe to another that a surprise asks for."""
 
 _FASTER: Final = 0.7
-"""Loaded batches this much faster than unloaded ones: what is known of those is wrong."""
+"""Loaded batches take less than this share of the time of unloaded ones: that cannot be."""
 _CARRIES: Final = 0.9
-"""Half the limit was too much, too, if it carries this share of the rows per second…"""
+"""Half the limit suffices if it carries more than this share of the rows per second…"""
 _SOONER: Final = 0.9
-"""…and answers this much sooner. Demand alone, not capacity, may keep the rate equal, but then
-batches are not answered sooner."""
+"""…with batches answered in less than this share of the time. Where demand and not capacity is the
+bottleneck, half the limit carries as much, too, but batches are not answered sooner."""
 
 _SAME: Final = 1.5
 """Measurements within this factor are averaged; beyond it, the server has changed."""
 _CONFIRMS: Final = 1.1
+"""Batches that may have queued, and took no longer than this times the unloaded latency, show that
+it still holds."""
 _FIXED_SHARE: Final = 0.25
 """Share of the unloaded latency that a batch of few rows still takes, where only larger ones were
 measured. Too large a share makes the limit run away upwards as batches get smaller, too small a
 share keeps it down: a quarter was within 3 % of the best throughput in simulations of both."""
 
 _UNKNOWN_ROUND_TRIP_S: Final = 0.1
+"""For how long refusals count as one before there was any answer."""
 
 
 class UnloadedLatency:
     """How long a batch takes, by its rows, when it waits for no other batch.
 
-    One measurement is the mean of the middle half of six answers with the same power of two of
-    rows.
+    A measurement is the mean of the middle half of six answers with the same power of two of rows.
     """
 
     __slots__ = ("_groups", "_known", "_points")
@@ -118,9 +121,9 @@ class UnloadedLatency:
         self._groups.clear()
 
     def conclude(self) -> None:
-        """Make measurements of incomplete groups, if they have a middle."""
+        """Make measurements of incomplete groups: if they have a middle, or nothing is known."""
         for power, group in self._groups.items():
-            if power >= 0 and len(group) > 2:
+            if power >= 0 and group and (len(group) > 2 or power not in self._points):
                 self._measure(power, group, alone=True)
 
     def at(self, rows: int) -> float | None:
@@ -282,9 +285,13 @@ class Limiter:
         """Return how much longer batches take than unloaded ones, if most can be compared."""
         at = self._unloaded.at
         known = [
-            latency_s / unloaded_s for latency_s, rows in self._window if (unloaded_s := at(rows))
+            (latency_s, unloaded_s) for latency_s, rows in self._window if (unloaded_s := at(rows))
         ]
-        return _middle(known) if 2 * len(known) > len(self._window) else None
+        if 2 * len(known) <= len(self._window):
+            return None
+        # Not the mean of quotients: small batches that wait for large ones would outweigh them.
+        unloaded_s = sum([unloaded_s for _, unloaded_s in known]) / len(known)
+        return _middle([latency_s for latency_s, _ in known]) / unloaded_s
 
     def _shrink(self, step: int, now: float) -> None:
         lower = max(self._least, self.limit - step)
@@ -305,6 +312,7 @@ class Limiter:
 
     def _surprise(self) -> None:
         self._period_s = _FIRST_PERIOD_S
+        self._unloaded.restart()
         self._probe()
 
     def _probe(self) -> None:
@@ -312,7 +320,6 @@ class Limiter:
         self._resume = self.limit
         self.limit = max(self._least, self.limit // 2)
         self._behind = _PROBE
-        self._unloaded.restart()
         self._next_window()
 
     def _conclude(self, now: float) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from tritonasync.batching.accumulator import (
     Accumulator,
@@ -34,7 +34,7 @@ from tritonasync.batching.group import Group
 from tritonasync.batching.key import key_of
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import BatchingStatistics, Counters
-from tritonasync.batching.tickets import Ticket, expire, left, tell
+from tritonasync.batching.tickets import Landed, Ticket, expire, left, tell
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, QueueFullError, Stage
 from tritonasync.core.policies import BatchPolicy
@@ -77,7 +77,6 @@ class Line:
         self.period = object()
         self.waiting: Accumulator[Ticket] = Accumulator(self._limits(), left)
         self._limiter = Limiter(least=policy.min_inflight, most=policy.max_inflight)
-        self._out = 0
         self._carried: dict[asyncio.Task[None], Sequence[Group[Ticket]]] = {}
         self._dispatching = False
         self._pours: list[Callable[[], None]] = []
@@ -85,7 +84,7 @@ class Line:
         self._sweep_at = math.inf
         self._sweeper: asyncio.TimerHandle | None = None
         self._counters = Counters()
-        self._carrier = Carrier(spec.name, spec.version, next_stage, self._limiter, self._counters)
+        self._carrier = Carrier(spec, next_stage, self._limiter, self._counters, self._landed)
 
     def _limits(self) -> Limits:
         policy = self._policy
@@ -113,15 +112,14 @@ class Line:
             PoolClosedError: The pool was closed while the rows waited.
             TritonError: As the next stage raises it.
         """
-        if self.may_go(call.rows):
-            return await self._carry(call)
-        ticket = self._enter(call)
-        landed = await ticket
+        landed = await (self.carry(call) if self.may_go(call.rows) else self._enter(call))
         assert landed is not None  # noqa: S101 - this is the long way
         reply, start = landed
-        if start == 0 and all(len(array) == call.rows for array in reply.outputs.values()):
-            return reply
         return cut_out(reply, start, call.rows)
+
+    def carry(self, call: Call) -> Coroutine[Any, Any, Landed]:
+        """Run a call that :meth:`may_go`, carried by its caller, who awaits this at once."""
+        return self._carrier.alone(call)
 
     def may_go(self, rows: int) -> bool:
         """Return whether a call that comes now may leave at once, carried by its caller.
@@ -130,21 +128,12 @@ class Line:
         full batch, or nothing else is left to run in this turn of the event loop. That spares two
         turns, 3 to 10 % of a lone call's latency.
         """
-        if self._pours or self.waiting.rows or self._out >= self._limiter.limit:
+        if self._pours or self.waiting.rows or not self._has_place():
             return False
         if rows < self.waiting.limits.rows and (self._ready is None or self._ready):
             return False
         lingers = self.waiting.limits.linger_s and rows < self.waiting.limits.rows
         return not lingers and time.monotonic() >= self._carrier.wary_until
-
-    async def _carry(self, call: Call) -> Reply:
-        self._out += 1
-        try:
-            return await self._carrier.alone(call, self._out)
-        finally:
-            self._out -= 1
-            if self.waiting.rows:
-                self._dispatch()
 
     def _enter(self, call: Call) -> Ticket:
         now = time.monotonic()
@@ -169,7 +158,7 @@ class Line:
             timeout_s=deadline.timeout_s,
         )
         self.take_in(queue, group)
-        if self._out < self._limiter.limit:
+        if self._has_place():
             self._wake()
         return ticket
 
@@ -235,16 +224,19 @@ class Line:
     def _dispatch(self) -> None:
         """Send what may leave now."""
         now = time.monotonic()
-        while self._out < self._limiter.limit:
+        while self._has_place():
             departure = self.waiting.take(now)
             if departure is None:
                 break
             self._launch(departure, now)
         if self.waiting.late:
             self._tell_late()
-        if self.waiting.rows and self._linger is None and self._out < self._limiter.limit:
+        if self.waiting.rows and self._linger is None and self._has_place():
             delay = max(0.0, self.waiting.due_at() - now)
             self._linger = self.loop.call_later(delay, self._linger_over)
+
+    def _has_place(self) -> bool:
+        return self._carrier.in_flight < self._limiter.limit
 
     def _linger_over(self) -> None:
         self._linger = None
@@ -255,23 +247,14 @@ class Line:
         if spec is not None and spec is not self.spec:
             self.learn(spec)
         groups = departure.groups
-        self._out += 1
         self._counters.waited_s += sum([g.rows * (now - g.entered_at) for g in groups])
-        task = self.loop.create_task(self._carry_batch(departure, self._out))
+        task = self.loop.create_task(self._carrier.together(departure.key, groups))
         self._carried[task] = groups
         task.add_done_callback(self._carried.pop)
 
-    async def _carry_batch(self, departure: Departure[Ticket], in_flight: int) -> None:
-        """See a batch to its end; nobody can cancel this but the end of the event loop itself."""
-        try:
-            await self._carrier.together(departure.key, departure.groups, in_flight)
-        except BaseException:
-            tell(departure.groups, PoolClosedError("the event loop ended while a batch was out"))
-            raise
-        finally:
-            self._out -= 1
-            if self.waiting.rows:  # before those who were told have had their turn
-                self._dispatch()
+    def _landed(self) -> None:
+        if self.waiting.rows:
+            self._dispatch()
 
     # --- bad news -------------------------------------------------------------------------------
 
@@ -348,7 +331,7 @@ class Line:
             queue=Duration(counters.rows, counters.waited_s),
             queued_rows=self.waiting.rows,
             rows_in_flight=counters.rows_in_flight,
-            batches_in_flight=self._out,
+            batches_in_flight=self._carrier.in_flight,
             inflight_limit=self._limiter.limit,
             expired_rows=counters.expired_rows,
             cancelled_rows=self.waiting.cancelled_rows,

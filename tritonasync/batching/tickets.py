@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias, cast
+from operator import methodcaller
+from typing import Final, TypeAlias
 
 from tritonasync.batching.group import Group
 from tritonasync.core.deadline import Deadline
@@ -24,7 +25,7 @@ Ticket: TypeAlias = "asyncio.Future[Landed | None]"
 """``None`` tells one who came the short way to go the long one."""
 
 
-left: Final = cast("Callable[[Ticket], bool]", asyncio.Future.done)
+left: Final[Callable[[Ticket], bool]] = methodcaller("done")
 """Whether the holder of a ticket has left, or was told."""
 
 
