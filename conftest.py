@@ -21,13 +21,16 @@ from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
 HERE = Path(__file__).parent
-WITH_POOL = ["docs/handles.md", "docs/admin.md", "docs/deadlines.md", "docs/errors.md"]
+WITH_POOL = [
+    f"docs/{name}.md" for name in ("handles", "batching", "admin", "deadlines", "errors")
+]
 
 
 def evaluate(example: Example) -> None:
     """Run a snippet, in the page's event loop if it awaits."""
     page: Page = example.namespace["page"]
     example.namespace.setdefault("pool", page.pool)
+    example.namespace.setdefault("url", page.url)
     code = compile(
         example.parsed,
         example.path,
@@ -45,6 +48,7 @@ class Page:
 
     def __init__(self, url: str) -> None:
         self._runner = asyncio.Runner()
+        self.url = url
         self.pool = self._runner.run(TritonPool(url).open())
         self.run = self._runner.run
 

@@ -370,5 +370,8 @@ class TritonPool:
         stages = self._stages
         if stages is None:
             return PoolStatistics(self._gate.inside, ())
-        batching = stages.batcher.statistics() if stages.batcher is not None else ()
-        return PoolStatistics(self._gate.inside, (stages.endpoint.statistics(),), batching)
+        endpoints, batcher = (stages.endpoint.statistics(),), stages.batcher
+        if batcher is None:
+            return PoolStatistics(self._gate.inside, endpoints)
+        in_flight = self._gate.inside + batcher.items()
+        return PoolStatistics(in_flight, endpoints, batcher.statistics())

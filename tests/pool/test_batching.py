@@ -257,3 +257,20 @@ async def test_ids_reach_the_server_alone(pool):
         *[model.one({"INPUT0": row}, request_id=f"call-{n}") for n, row in enumerate(rows(4))]
     )
     assert [answer.request_id for answer in answers] == [f"call-{n}" for n in range(4)]
+
+
+async def test_callers_are_counted_whichever_way_they_come(pool):
+    model = pool.model("slow_batch")
+    await model.one({"INPUT0": value(0)})
+    assert pool.statistics().in_flight == 0
+    lone = asyncio.create_task(model.one({"INPUT0": value(0)}))
+    await asyncio.sleep(0.005)
+    assert pool.statistics().in_flight == 1
+    calls = [asyncio.create_task(model.one({"INPUT0": value(n)})) for n in range(20)]
+    calls += [asyncio.create_task(model({"INPUT0": value(n)[None]})) for n in range(5)]
+    await asyncio.sleep(0.005)
+    calls[3].cancel()
+    await asyncio.sleep(0)
+    assert pool.statistics().in_flight == 25
+    await asyncio.gather(lone, *calls, return_exceptions=True)
+    assert pool.statistics().in_flight == 0

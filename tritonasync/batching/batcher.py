@@ -115,6 +115,10 @@ class Batcher:
         """Wait for the end of all batches; the stage below has ended their calls."""
         await asyncio.gather(*[line.aclose() for line in self._lines.values()])
 
+    def items(self) -> int:
+        """Return how many callers of single items that took the short way wait."""
+        return sum([line.items() for line in self._lines.values()])
+
     def statistics(self) -> tuple[BatchingStatistics, ...]:
         """Return what became of each model's rows so far."""
         return tuple(line.statistics() for line in self._lines.values())

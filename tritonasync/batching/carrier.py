@@ -63,6 +63,7 @@ class Carrier:
 
     Attributes:
         in_flight: Calls and batches that are out.
+        items: Those of them that are single items which took the short way.
         wary_until: Until then callers had better not carry their own calls. The place in flight of
             one who leaves is free at once, though the server still works on the call; tasks stay.
     """
@@ -82,10 +83,11 @@ class Carrier:
         self._counters = counters
         self._landed = landed
         self.in_flight = 0
+        self.items = 0
         self.wary_until = -math.inf
 
-    async def alone(self, call: Call) -> Landed:
-        """Carry a call for its own caller.
+    async def alone(self, call: Call, *, item: bool = False) -> Landed:
+        """Carry a call for its own caller, or an item that took the short way.
 
         Returns:
             The reply, and 0: where its rows begin.
@@ -96,6 +98,7 @@ class Carrier:
             TritonError: As the next stage raises it.
         """
         self.in_flight = in_flight = self.in_flight + 1
+        self.items += item
         sent_at = time.monotonic()
         self._counters.sent(call.rows)
         try:
@@ -113,6 +116,7 @@ class Carrier:
         finally:
             self._counters.rows_in_flight -= call.rows
             self.in_flight -= 1
+            self.items -= item
             self._landed()
 
     def together(self, key: BatchKey, groups: Sequence[Group[Ticket]]) -> Coroutine[Any, Any, None]:

@@ -31,6 +31,7 @@ class Group(Generic[_T]):
         entered_at: When they came, in seconds on the monotonic clock.
         deadline_at: When their holders stop waiting, on the same clock; infinity for never.
         timeout_s: Each holder's whole budget, for messages.
+        short_way: Whether they are items that took the short way.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Group(Generic[_T]):
         "entered_at",
         "nbytes_each",
         "rows_each",
+        "short_way",
         "tickets",
         "timeout_s",
     )
@@ -53,6 +55,7 @@ class Group(Generic[_T]):
         entered_at: float,
         deadline_at: float,
         timeout_s: float,
+        short_way: bool = False,
     ) -> None:
         self.tickets = tickets
         self.columns = columns
@@ -61,6 +64,7 @@ class Group(Generic[_T]):
         self.entered_at = entered_at
         self.deadline_at = deadline_at
         self.timeout_s = timeout_s
+        self.short_way = short_way
 
     @property
     def rows(self) -> int:
@@ -81,6 +85,7 @@ class Group(Generic[_T]):
             entered_at=self.entered_at,
             deadline_at=self.deadline_at,
             timeout_s=self.timeout_s,
+            short_way=self.short_way,
         )
 
     def split(self, count: int) -> tuple[Group[_T], Group[_T]]:

@@ -161,6 +161,7 @@ class Lane:
             entered_at=now,
             deadline_at=now + timeout_s,
             timeout_s=timeout_s,
+            short_way=True,
         )
         self._line.take_in(self._queue, group)
 

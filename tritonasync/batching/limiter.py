@@ -330,6 +330,7 @@ class Limiter:
         half, full = self.limit, self._resume
         self._resume = 0
         if half > max(1, self._least) and self._carries(half, full):
+            self._unloaded = UnloadedLatency()  # what half the limit measured had queued, too
             self._window = self._held
             self._probe()
         else:

@@ -112,14 +112,14 @@ class Line:
             PoolClosedError: The pool was closed while the rows waited.
             TritonError: As the next stage raises it.
         """
-        landed = await (self.carry(call) if self.may_go(call.rows) else self._enter(call))
+        landed = await (self._carrier.alone(call) if self.may_go(call.rows) else self._enter(call))
         assert landed is not None  # noqa: S101 - this is the long way
         reply, start = landed
         return cut_out(reply, start, call.rows)
 
     def carry(self, call: Call) -> Coroutine[Any, Any, Landed]:
-        """Run a call that :meth:`may_go`, carried by its caller, who awaits this at once."""
-        return self._carrier.alone(call)
+        """Run an item that :meth:`may_go`, carried by its caller, who awaits this at once."""
+        return self._carrier.alone(call, item=True)
 
     def may_go(self, rows: int) -> bool:
         """Return whether a call that comes now may leave at once, carried by its caller.
@@ -317,6 +317,13 @@ class Line:
         for timer in (self._sweeper, self._linger):
             if timer is not None:
                 timer.cancel()
+
+    def items(self) -> int:
+        """Return how many callers of single items that took the short way wait."""
+        self._pour()
+        groups = chain(self.waiting.groups(), *self._carried.values())
+        tickets = chain.from_iterable([group.tickets for group in groups if group.short_way])
+        return self._carrier.items + sum([not left(ticket) for ticket in tickets])
 
     def statistics(self) -> BatchingStatistics:
         """Return what became of the rows so far."""
