@@ -119,6 +119,7 @@ class Accumulator(Generic[_T]):
         self.late: list[Group[_T]] = []
         self.cancelled_rows = 0
         self._gone = gone
+        self._tidy_at = _MAX_KEPT
         self._queues: dict[BatchKey, RowQueue[_T]] = {}
         self._turns: deque[RowQueue[_T]] = deque()  # the queues with rows; the first has its turn
 
@@ -126,8 +127,9 @@ class Accumulator(Generic[_T]):
         """Return the queue of a kind of rows; it may be kept, and entered at any later time."""
         queue = self._queues.get(key)
         if queue is None:
-            if len(self._queues) >= _MAX_KEPT:
+            if len(self._queues) >= self._tidy_at:
                 self._queues = {k: q for k, q in self._queues.items() if q.groups}
+                self._tidy_at = max(_MAX_KEPT, 2 * len(self._queues))
             queue = self._queues[key] = RowQueue(key)
         return queue
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from tritonasync.batching.key import BatchKey, key_of
+from tritonasync.batching.key import BatchKey, is_batched, key_of
 from tritonasync.batching.lane import Lane
 from tritonasync.batching.line import Line
 from tritonasync.batching.statistics import BatchingStatistics
@@ -64,11 +64,11 @@ class Batcher:
         spec = self._catalog.known(call.model, call.version)
         line = self._lines.get((call.model, call.version))
         if line is not None and line.spec is spec and call.rows and not call.request_id:
-            return line.infer(call)  # what most calls come to
+            return line.infer(call) if line.batches else self._next.infer(call)
         return self._describe(call) if spec is None else self._infer(call, spec)
 
     def _infer(self, call: Call, spec: ModelSpec) -> Coroutine[Any, Any, Reply]:
-        if not call.rows or call.request_id or not _batchable(spec):
+        if not call.rows or call.request_id or not is_batched(spec):
             return self._next.infer(call)
         return self._line(spec).infer(call)
 
@@ -91,7 +91,7 @@ class Batcher:
         Handles share it: each would have a few items a turn of its own, and gathering is cheap for
         many at once.
         """
-        if not _batchable(spec) or any(tensor.datatype == "BYTES" for tensor in call.inputs):
+        if not is_batched(spec) or any(tensor.datatype == "BYTES" for tensor in call.inputs):
             return None
         line, kind = self._line(spec), key_of(call)
         name = spec.name, spec.version, kind, timeout_s
@@ -122,7 +122,3 @@ class Batcher:
     def statistics(self) -> tuple[BatchingStatistics, ...]:
         """Return what became of each model's rows so far."""
         return tuple(line.statistics() for line in self._lines.values())
-
-
-def _batchable(spec: ModelSpec) -> bool:
-    return spec.batched and not spec.stateful and not spec.decoupled

@@ -93,14 +93,19 @@ class Carrier:
             The reply, and 0: where its rows begin.
 
         Raises:
+            DeadlineExceededError: The deadline had passed; nothing was sent.
             ProtocolError: An output has other rows than the call. It might pass here, but not in a
                 batch, and what works should not depend on who else calls.
             TritonError: As the next stage raises it.
         """
+        sent_at = time.monotonic()
+        if call.deadline.at <= sent_at:
+            self._counters.expired_rows += call.rows
+            raise call.deadline.error("queue", model=call.model)
         self.in_flight = in_flight = self.in_flight + 1
         self.items += item
-        sent_at = time.monotonic()
         self._counters.sent(call.rows)
+        self._counters.left_queue(call.rows, 0.0)
         try:
             reply = await self._next.infer(call)
             self._note_answer(call.rows, sent_at, in_flight)
@@ -148,6 +153,10 @@ class Carrier:
         batches = [groups]
         while batches:
             batch = batches.pop()
+            if batch is not groups:  # some may have left while the other half was tried
+                batch = [group for group in map(_present, batch) if group.tickets]
+            if not batch:
+                continue
             try:
                 await self._send(key, batch, in_flight)
             except _ONE_ROWS_FAULT as error:
@@ -155,8 +164,8 @@ class Carrier:
                     tell(batch, error)
                 else:
                     self._counters.halved_batches += 1
-                    front, rest = halves([group.without(left) for group in batch])
-                    batches += [half for half in (rest, front) if _tickets(half)]
+                    front, rest = halves(list(map(_present, batch)))
+                    batches += (rest, front)
             except QueueFullError as error:
                 self._limiter.overloaded(time.monotonic())
                 tell(batch, error)
@@ -178,6 +187,10 @@ class Carrier:
     def _note_answer(self, rows: int, sent_at: float, in_flight: int) -> None:
         now = time.monotonic()
         self._limiter.answered(rows=rows, latency_s=now - sent_at, in_flight=in_flight, now=now)
+
+
+def _present(group: Group[Ticket]) -> Group[Ticket]:
+    return group.without(left)
 
 
 def _tickets(groups: Sequence[Group[Ticket]]) -> int:

@@ -32,10 +32,15 @@ def call_parts(call: Call) -> tuple[Array, ...]:
     """
     return tuple(
         [
-            tensor.parts[0] if len(tensor.parts) == 1 else np.concatenate(tensor.parts)
+            tensor.parts[0] if len(tensor.parts) == 1 else _put_together(tensor)
             for tensor in call.inputs
         ]
     )
+
+
+def _put_together(tensor: InputTensor) -> Array:
+    item = tensor.shape[1:]
+    return np.concatenate([part[None] if part.shape == item else part for part in tensor.parts])
 
 
 def gather(
@@ -52,9 +57,7 @@ def gather(
     )
     if key.padding is not None:
         inputs = to_longest(inputs, key.padding)
-    return Call(
-        model, version, inputs, rows, key.outputs, key.plain_parameters(), deadline=deadline
-    )
+    return Call(model, version, inputs, rows, key.outputs, key.parameters, deadline=deadline)
 
 
 def check_rows(reply: Reply, rows: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from tritonasync.core.policies import Padding
-from tritonasync.core.values import Call, Datatype, InputTensor, Parameters, ParameterValue
+from tritonasync.core.values import Call, Datatype, InputTensor, ModelSpec, Parameters
 from tritonasync.wire.dtypes import numpy_dtype
 
 InputRow: TypeAlias = tuple[str, Datatype, tuple[int, ...]]
@@ -24,24 +24,28 @@ class BatchKey:
     Attributes:
         inputs: The inputs, in the order of the model's signature.
         outputs: Names of the outputs wanted; empty for all.
-        parameters: Request parameters (priority and queue timeout are among them), each with its
-            type: ``True``, ``1`` and ``1.0`` are equal, and say different things to the server.
+        said: The request parameters (priority and queue timeout are among them) as they read.
+            ``True``, ``1`` and ``1.0``, ``0.0`` and ``-0.0`` are equal, and say different things to
+            the server; and what is no parameter at all is not for a comparison to refuse.
         padding: How rows are filled up to one length, if they may differ.
+        parameters: The parameters themselves.
         row_nbytes: The bytes of a row's inputs; ``None`` if they differ from row to row.
     """
 
     inputs: tuple[InputRow, ...]
     outputs: tuple[str, ...]
-    parameters: tuple[tuple[str, type[ParameterValue], ParameterValue], ...]
+    said: tuple[tuple[str, str], ...]
     padding: Padding | None = None
+    parameters: Parameters = field(default=(), compare=False)
     row_nbytes: int | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row_nbytes", _row_nbytes(self.inputs))
 
-    def plain_parameters(self) -> Parameters:
-        """Return the parameters as a call has them."""
-        return tuple([(name, value) for name, _, value in self.parameters])
+
+def is_batched(spec: ModelSpec) -> bool:
+    """Return whether the rows of different calls of a model may share a request at all."""
+    return spec.batched and not spec.stateful and not spec.decoupled
 
 
 def key_of(call: Call) -> BatchKey:
@@ -49,8 +53,8 @@ def key_of(call: Call) -> BatchKey:
     inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
     if call.padding is not None:
         inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
-    parameters = tuple(sorted([(name, type(value), value) for name, value in call.parameters]))
-    return BatchKey(inputs, call.outputs, parameters, call.padding)
+    said = tuple(sorted([(repr(name), repr(value)) for name, value in call.parameters]))
+    return BatchKey(inputs, call.outputs, said, call.padding, call.parameters)
 
 
 def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:

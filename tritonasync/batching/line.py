@@ -31,7 +31,7 @@ from tritonasync.batching.accumulator import (
 from tritonasync.batching.carrier import Carrier
 from tritonasync.batching.gather import call_parts, cut_out
 from tritonasync.batching.group import Group
-from tritonasync.batching.key import key_of
+from tritonasync.batching.key import is_batched, key_of
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import BatchingStatistics, Counters
 from tritonasync.batching.tickets import Landed, Ticket, expire, left, tell
@@ -73,7 +73,10 @@ class Line:
         # The callbacks that asyncio's loop runs next; other loops keep theirs to themselves.
         self._ready: Sequence[object] | None = getattr(self.loop, "_ready", None)
         self.spec = spec
+        self.batches = is_batched(spec)
         self.closing = False
+        self._closed = False
+        self._over: asyncio.Future[None] | None = None
         self.period = object()
         self.waiting: Accumulator[Ticket] = Accumulator(self._limits(), left)
         self._limiter = Limiter(least=policy.min_inflight, most=policy.max_inflight)
@@ -88,7 +91,7 @@ class Line:
 
     def _limits(self) -> Limits:
         policy = self._policy
-        rows = min(self.spec.max_batch_size, policy.max_queued_rows)
+        rows = min(max(1, self.spec.max_batch_size), policy.max_queued_rows)
         if policy.max_rows is not None:
             rows = min(rows, policy.max_rows)
         linger_s = 0.0 if self.closing else policy.linger_s
@@ -98,6 +101,7 @@ class Line:
         """Take the limits of a newer signature."""
         self._pour()
         self.spec = spec
+        self.batches = is_batched(spec)
         self.period = object()
         self.waiting.limits = self._limits()
 
@@ -112,6 +116,8 @@ class Line:
             PoolClosedError: The pool was closed while the rows waited.
             TritonError: As the next stage raises it.
         """
+        if self._closed:
+            raise self._closed_error()
         landed = await (self._carrier.alone(call) if self.may_go(call.rows) else self._enter(call))
         assert landed is not None  # noqa: S101 - this is the long way
         reply, start = landed
@@ -170,6 +176,7 @@ class Line:
 
     def room(self) -> int:
         """Return how many rows more may wait."""
+        self._pour()
         return self.waiting.limits.queued_rows - self.waiting.rows
 
     def pour_later(self, pour: Callable[[], None]) -> None:
@@ -247,7 +254,8 @@ class Line:
         if spec is not None and spec is not self.spec:
             self.learn(spec)
         groups = departure.groups
-        self._counters.waited_s += sum([g.rows * (now - g.entered_at) for g in groups])
+        for group in groups:
+            self._counters.left_queue(group.rows, group.rows * (now - group.entered_at))
         task = self.loop.create_task(self._carrier.together(departure.key, groups))
         self._carried[task] = groups
         task.add_done_callback(self._carried.pop)
@@ -255,6 +263,8 @@ class Line:
     def _landed(self) -> None:
         if self.waiting.rows:
             self._dispatch()
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     # --- bad news -------------------------------------------------------------------------------
 
@@ -298,17 +308,17 @@ class Line:
 
     async def drain(self, deadline: Deadline) -> None:
         """Return when no rows wait or are out, or at the deadline; who waits then is told so."""
-        while self._carried and not deadline.expired():
-            await asyncio.wait(
-                tuple(self._carried), timeout=deadline.wait_s(), return_when=asyncio.FIRST_COMPLETED
-            )
-        tell(
-            self.waiting.drain(),
-            PoolClosedError(
-                f"model {self.spec.name!r}: the pool was closed while the rows waited for a batch; "
-                "nothing was sent",
-                model=self.spec.name,
-            ),
+        while (self.waiting.rows or self._carrier.in_flight) and not deadline.expired():
+            self._over = self.loop.create_future()  # of one call or batch, whosoever carries it
+            await asyncio.wait({self._over}, timeout=deadline.wait_s())
+        self._closed = True
+        tell(self.waiting.drain(), self._closed_error())
+
+    def _closed_error(self) -> PoolClosedError:
+        return PoolClosedError(
+            f"model {self.spec.name!r}: the pool was closed while the rows waited for a batch; "
+            "nothing was sent",
+            model=self.spec.name,
         )
 
     async def aclose(self) -> None:
@@ -335,7 +345,7 @@ class Line:
             batches=counters.batches,
             rows=counters.rows,
             batch_rows=counters.batch_rows(),
-            queue=Duration(counters.rows, counters.waited_s),
+            queue=Duration(counters.left_rows, counters.waited_s),
             queued_rows=self.waiting.rows,
             rows_in_flight=counters.rows_in_flight,
             batches_in_flight=self._carrier.in_flight,

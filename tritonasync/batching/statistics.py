@@ -20,7 +20,7 @@ class BatchingStatistics:
         model: The model's name.
         version: The version asked for; empty for the server's choice.
         batches: Requests sent, each carrying one batch.
-        rows: Rows sent in them.
+        rows: Rows sent in them; those of a failed batch that were sent again count again.
         batch_rows: How many batches had so many rows: ``{upper bound: batches}``, the bounds being
             powers of two (a batch of 5 counts under 8).
         queue: Rows that left the queue, and how long they had waited, in seconds.
@@ -64,6 +64,7 @@ class Counters:
         "batches",
         "expired_rows",
         "halved_batches",
+        "left_rows",
         "rejected_rows",
         "rows",
         "rows_in_flight",
@@ -74,6 +75,7 @@ class Counters:
         self.batches = 0
         self.rows = 0
         self.rows_in_flight = 0
+        self.left_rows = 0
         self.waited_s = 0.0
         self.expired_rows = 0
         self.rejected_rows = 0
@@ -87,6 +89,11 @@ class Counters:
         self.rows_in_flight += rows
         bits = (rows - 1).bit_length()
         self._bits[bits] = self._bits.get(bits, 0) + 1
+
+    def left_queue(self, rows: int, waited_s: float) -> None:
+        """Count rows that left the queue, and the sum of their times there."""
+        self.left_rows += rows
+        self.waited_s += waited_s
 
     def batch_rows(self) -> Mapping[int, int]:
         """Return batches by the power of two that their rows do not exceed."""

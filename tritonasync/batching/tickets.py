@@ -8,7 +8,6 @@ is raised in two tasks mixes up their tracebacks.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Iterable
 from operator import methodcaller
 from typing import Final, TypeAlias
@@ -62,9 +61,12 @@ def _twin(error: Exception) -> Exception:
     """Return an equal error for another waiter."""
     if isinstance(error, TritonError):
         return error.copy()
+    kind = type(error)  # the user's own, as from a function that gives headers
     try:
-        twin = copy.copy(error)  # the user's own, as from a function that gives headers
-    except Exception:  # noqa: BLE001 - an exception may refuse to be copied in any way
+        twin = kind.__new__(kind, *error.args)  # its __init__ may take other arguments
+    except Exception:  # noqa: BLE001 - a class may refuse in any way
         return error
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
     twin.__cause__ = error
     return twin
