@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TypeAlias
 
 from tritonasync.core.policies import Padding
@@ -34,7 +35,7 @@ class BatchKey:
 
     inputs: tuple[InputRow, ...]
     outputs: tuple[str, ...]
-    said: tuple[tuple[str, str], ...]
+    said: tuple[tuple[str, type, str], ...]
     padding: Padding | None = None
     parameters: Parameters = field(default=(), compare=False)
     row_nbytes: int | None = field(init=False, compare=False)
@@ -53,8 +54,9 @@ def key_of(call: Call) -> BatchKey:
     inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
     if call.padding is not None:
         inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
-    said = tuple(sorted([(repr(name), repr(value)) for name, value in call.parameters]))
-    return BatchKey(inputs, call.outputs, said, call.padding, call.parameters)
+    said = [(repr(name), type(value), repr(value)) for name, value in call.parameters]
+    said.sort(key=itemgetter(0))
+    return BatchKey(inputs, call.outputs, tuple(said), call.padding, call.parameters)
 
 
 def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:

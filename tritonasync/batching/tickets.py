@@ -8,6 +8,7 @@ is raised in two tasks mixes up their tracebacks.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterable
 from operator import methodcaller
 from typing import Final, TypeAlias
@@ -61,12 +62,21 @@ def _twin(error: Exception) -> Exception:
     """Return an equal error for another waiter."""
     if isinstance(error, TritonError):
         return error.copy()
-    kind = type(error)  # the user's own, as from a function that gives headers
+    try:  # the user's own, as from a function that gives headers
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001 - an __init__ with other arguments than `args`, say
+        twin = _without_init(error)
+    if twin is not error:
+        twin.__cause__ = error
+    return twin
+
+
+def _without_init(error: Exception) -> Exception:
+    kind = type(error)
     try:
-        twin = kind.__new__(kind, *error.args)  # its __init__ may take other arguments
+        twin = kind.__new__(kind, *error.args)
     except Exception:  # noqa: BLE001 - a class may refuse in any way
         return error
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error
     return twin
