@@ -179,9 +179,11 @@ class Accumulator(Generic[_T]):
                 present.append(here)
         return present
 
-    def _in_time(self, groups: list[Group[_T]], now: float) -> list[Group[_T]]:
-        self.late += [group for group in groups if group.deadline_at <= now]
-        return [group for group in groups if group.deadline_at > now]
+    def _in_time(self, groups: Iterable[Group[_T]], now: float) -> list[Group[_T]]:
+        present: list[Group[_T]] = []
+        for group in groups:
+            (present if group.deadline_at > now else self.late).append(group)
+        return present
 
     def _due_at(self, queue: RowQueue[_T]) -> float:
         """Return when the queue's first batch may leave, whatever comes."""
@@ -197,6 +199,19 @@ class Accumulator(Generic[_T]):
         """Drop those whose holder has left, and move those whose time is up to :attr:`late`."""
         for queue in self._turns:
             queue.groups = deque(self._in_time(self._present(queue.groups), now))
+        self._recount()
+
+    def drop_late(self, now: float) -> None:
+        """Move those whose time is up to :attr:`late`; a tenth of the work of clearing away."""
+        late: list[Group[_T]] = []
+        for queue in self._turns:
+            late += [group for group in queue.groups if group.deadline_at <= now]
+            queue.groups = deque([group for group in queue.groups if group.deadline_at > now])
+        if late:
+            self.late += self._present(late)
+            self._recount()
+
+    def _recount(self) -> None:
         self._turns = deque([queue for queue in self._turns if queue.groups])
         self.rows = sum([group.rows for group in self.groups()])
 

@@ -27,8 +27,9 @@ _MAX_LANES: Final = 256
 class Batcher:
     """Batches calls by model (an :class:`~tritonasync.core.ports.Invoker`).
 
-    What has no batch axis passes through, and so do stateful and decoupled models, calls of more
-    rows than a batch may have, and calls with an id of their own, which the server is to log.
+    What has no batch axis passes through, and so do stateful and decoupled models, and calls with
+    an id of their own, which the server is to log. A call of more rows than a batch may have is a
+    batch of its own: the stage above splits it.
 
     Args:
         next_stage: Where batches go.

@@ -10,15 +10,15 @@ tensors and its key first, passes two more stages, and takes three times as long
 looked through and become one group of the queue at the end of the turn: comparing 256 arrays in a
 row takes a third of the time that it takes between other things.
 
-Invariants: items are poured into the queue at the end of the turn in which they came, before any
-that take the long way after them, and before anybody looks at the queue.
+Invariants: items are poured into the queue at the end of the turn in which they came, before
+anything leaves it; no more than it has room for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter, countOf
 from typing import Any, Final, TypeAlias, cast
@@ -150,6 +150,10 @@ class Lane:
         """Make a group of the items."""
         tickets, columns = self._tickets, self._columns
         self._clear()
+        room = max(0, self._line.room())
+        if len(tickets) > room:  # others came meanwhile; the long way knows what to say
+            _send_the_long_way(tickets[room:])
+            tickets, columns = tickets[:room], tuple([column[:room] for column in columns])
         if not all(map(_alike, columns, self._items)):
             tickets, columns = self._sorted_out(tickets, columns)
         now, timeout_s = time.monotonic(), self._timeout_s
@@ -173,10 +177,16 @@ class Lane:
         for ticket, *arrays in zip(tickets, *columns, strict=True):
             if all(map(_alike, [[array] for array in arrays], self._items)):
                 kept.append((ticket, arrays))
-            elif not ticket.done():
-                ticket.set_result(None)
+            else:
+                _send_the_long_way([ticket])
         columns = tuple([[arrays[index] for _, arrays in kept] for index in range(self._count)])
         return [ticket for ticket, _ in kept], columns
+
+
+def _send_the_long_way(tickets: Iterable[Ticket]) -> None:
+    for ticket in tickets:
+        if not ticket.done():
+            ticket.set_result(None)
 
 
 def _alike(column: list[object], item: _Item) -> bool:

@@ -50,7 +50,8 @@ def tell(groups: Iterable[Group[Ticket]], error: Exception) -> None:
 
 def expire(group: Group[Ticket], stage: Stage, *, model: str) -> None:
     """Tell those of a group who still wait that their time is up."""
-    tell([group], Deadline(group.deadline_at, group.timeout_s).error(stage, model=model))
+    if not all(map(left, group.tickets)):
+        tell([group], Deadline(group.deadline_at, group.timeout_s).error(stage, model=model))
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:
