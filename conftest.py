@@ -21,9 +21,7 @@ from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
 HERE = Path(__file__).parent
-WITH_POOL = [
-    f"docs/{name}.md" for name in ("handles", "batching", "admin", "deadlines", "errors")
-]
+WITH_POOL = [f"docs/{name}.md" for name in ("handles", "batching", "admin", "deadlines", "errors")]
 
 
 def evaluate(example: Example) -> None:
