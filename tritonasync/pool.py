@@ -161,7 +161,7 @@ class TritonPool:
         batcher = Batcher(invoker, catalog, policy, endpoint.answers_by)
         self._stages = _Stages(endpoint, control, catalog, batcher)
         limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
-        splitter = Splitter(batcher, catalog, max_rows=limit)
+        splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
         self._gate.lead_to(splitter, catalog, batcher.lane)
         return self
 

@@ -274,3 +274,11 @@ async def test_callers_are_counted_whichever_way_they_come(pool):
     assert pool.statistics().in_flight == 25
     await asyncio.gather(lone, *calls, return_exceptions=True)
     assert pool.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("queued", [1, 100, 256])
+async def test_a_call_is_never_refused_for_its_size(server, queued):
+    async with TritonPool(server.grpc_url, batching=BatchPolicy(max_queued_rows=queued)) as pool:
+        given = rows(1000 if queued > 1 else 20)
+        outputs = await pool.model("ident")({"INPUT0": given})
+        np.testing.assert_array_equal(outputs["OUTPUT0"], given)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tritonasync import ConfigurationError, InvalidInputError, Padding, TritonPool
+from tritonasync import BatchPolicy, ConfigurationError, InvalidInputError, Padding, TritonPool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -73,6 +73,35 @@ async def test_outputs_named_by_the_user_are_cut_back_and_no_others(pool):
     assert list(answer["TWICE"]) == [2, 4, 0, 0, 0]
 
 
+async def test_a_batch_of_filled_up_rows_is_within_the_byte_limit(server):
+    async with TritonPool(server.grpc_url, batching=BatchPolicy(max_nbytes=100_000)) as pool:
+        model = pool.model("ragged", padding=PADDING)
+        await model.spec()
+        lengths = [5000, *[2] * 12]
+        answers = await asyncio.gather(*[model.one({"IDS": ids(length)}) for length in lengths])
+        for length, answer in zip(lengths, answers, strict=True):
+            assert_own(answer, length)
+            assert np.prod(answer["SEEN"][:2]) * 12 <= 100_000
+
+
+async def test_large_rows_are_filled_up_off_the_event_loop(pool):
+    model = pool.model("ragged", padding=PADDING)
+    await model.spec()
+    lengths = [60_000, 50_000, 3]
+    answers = await asyncio.gather(*[model.one({"IDS": ids(length)}) for length in lengths])
+    for length, answer in zip(lengths, answers, strict=True):
+        assert_own(answer, length)
+    bucketed = pool.model(
+        "ragged", padding=Padding(inputs={"IDS": 0}, mask="MASK", buckets=(200_000,))
+    )
+    assert_own(await bucketed.one({"IDS": ids(1000)}), 1000)
+
+
+async def test_rows_of_several_lengths_in_one_call_are_refused_with_the_way_out(pool):
+    with pytest.raises(InvalidInputError, match=r"handle\.one"):
+        await pool.model("ragged", padding=PADDING)({"IDS": [[1, 2], [3]]})
+
+
 async def test_without_batching_buckets_still_apply(server):
     async with TritonPool(server.grpc_url, batching=None) as pool:
         model = pool.model("ragged", padding=Padding(inputs={"IDS": 0}, mask="MASK", buckets=[8]))
@@ -111,6 +140,10 @@ async def test_what_cannot_be_filled_up_is_refused_and_harms_nobody(pool):
     [
         ("ident", Padding(inputs={"INPUT0": 0}), "is not free"),
         ("ragged", Padding(inputs={"TOKENS": 0}), "no input 'TOKENS'"),
+        ("ragged", Padding(inputs={"IDS": 0.5}, mask="MASK"), "0.5 is no INT64"),
+        ("ragged", Padding(inputs={"IDS": float("nan")}, mask="MASK"), "nan is no INT64"),
+        ("ragged", Padding(inputs={"IDS": 2**70}, mask="MASK"), "is no INT64"),
+        ("ragged", Padding(inputs={"IDS": "x"}, mask="MASK"), "'x' is no INT64"),
         ("ragged", Padding(inputs={"IDS": 0}, mask="MASKS"), "no input 'MASKS'"),
         ("ragged", Padding(inputs={"IDS": 0}, mask="MASK", outputs=("X",)), "no output 'X'"),
         ("ragged", Padding(inputs={"IDS": 0}, mask="MASK", axis=1), "is not free"),
@@ -134,11 +167,22 @@ async def test_a_padding_that_does_not_fit_the_model_is_refused(pool, model, pad
         {"inputs": {"IDS": 0}, "buckets": 4},
         {"inputs": {"IDS": 0}, "outputs": "TWICE"},
         {"inputs": {"IDS": 0}, "axis": -1},
+        {"inputs": {3: 0}},
+        {"inputs": {"IDS": 0}, "mask": 3},
+        {"inputs": {"IDS": 0}, "outputs": [3]},
     ],
 )
 def test_an_impossible_padding_is_refused_when_it_is_made(options):
     with pytest.raises(ConfigurationError, match="Padding"):
         Padding(**options)
+
+
+def test_a_padding_does_not_change_with_what_it_was_made_of():
+    inputs = {"IDS": 0}
+    padding = Padding(inputs=inputs)
+    inputs["IDS"] = 9
+    assert padding.inputs == {"IDS": 0}
+    assert hash(padding) == hash(Padding(inputs={"IDS": 0}))
 
 
 def test_a_padding_is_a_padding():

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from tritonasync.batching.group import Group
+from tritonasync.batching.group import Group, padded_nbytes
 from tritonasync.batching.key import BatchKey
 
 _T = TypeVar("_T")
@@ -61,6 +61,8 @@ class RowQueue(Generic[_T]):
 
     def pop(self, limits: Limits) -> list[Group[_T]]:
         """Take as many rows from the front as fit in a batch, and those of one ticket at least."""
+        if self.key.padding is not None:
+            return self._pop_padded(limits)
         batch: list[Group[_T]] = []
         rows, nbytes = limits.rows, limits.nbytes
         while self.groups:
@@ -77,6 +79,18 @@ class RowQueue(Generic[_T]):
                 front, self.groups[0] = group.split(count)
                 batch.append(front)
             break
+        return batch
+
+    def _pop_padded(self, limits: Limits) -> list[Group[_T]]:
+        """Do the same for rows that are filled up: each counts as the longest of its batch."""
+        batch = [self.groups.popleft()]
+        while self.groups:
+            batch.append(self.groups[0])
+            rows = sum([group.rows for group in batch])
+            if rows > limits.rows or padded_nbytes(batch) > limits.nbytes:
+                batch.pop()
+                break
+            self.groups.popleft()
         return batch
 
     def is_full(self, limits: Limits) -> bool:

@@ -13,10 +13,11 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 from tritonasync.batching.gather import check_rows, gather
-from tritonasync.batching.group import Group, halves
+from tritonasync.batching.group import Group, halves, padded_nbytes
 from tritonasync.batching.key import BatchKey
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import Counters
@@ -31,6 +32,7 @@ from tritonasync.core.errors import (
     PoolClosedError,
     QueueFullError,
 )
+from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.ports import Invoker
 from tritonasync.core.values import Call, ModelSpec
 
@@ -60,6 +62,8 @@ class Carrier:
         limiter: Told of answers and of overload.
         counters: Told of what is sent.
         landed: Called when a call or batch is over, so that what waits may leave.
+        doubt: Called when the server refused a batch: the model may take fewer rows than it did,
+            and no caller may ever be told of that, since halves are tried.
 
     Attributes:
         in_flight: Calls and batches that are out.
@@ -74,7 +78,9 @@ class Carrier:
         next_stage: Invoker,
         limiter: Limiter,
         counters: Counters,
+        *,
         landed: Callable[[], None],
+        doubt: Callable[[], None],
     ) -> None:
         self._model = spec.name
         self._version = spec.version
@@ -82,6 +88,7 @@ class Carrier:
         self._limiter = limiter
         self._counters = counters
         self._landed = landed
+        self._doubt = doubt
         self.in_flight = 0
         self.items = 0
         self.wary_until = -math.inf
@@ -163,6 +170,8 @@ class Carrier:
                 if _tickets(batch) == 1 or isinstance(error, ModelUnhealthyError):
                     tell(batch, error)
                 else:
+                    if isinstance(error, InvalidRequestError):
+                        self._doubt()
                     self._counters.halved_batches += 1
                     front, rest = halves(list(map(_present, batch)))
                     batches += (rest, front)
@@ -173,7 +182,12 @@ class Carrier:
                 tell(batch, error)
 
     async def _send(self, key: BatchKey, groups: Sequence[Group[Ticket]], in_flight: int) -> None:
-        call = gather(self._model, self._version, key, groups, _deadline(groups))
+        deadline = _deadline(groups)
+        make = partial(gather, self._model, self._version, key, groups, deadline)
+        if key.padding is None or padded_nbytes(groups) < LONG_NBYTES:
+            call = make()
+        else:  # rows are filled up, which copies them
+            call = await in_worker(make, deadline=deadline, model=self._model)
         sent_at = time.monotonic()
         self._counters.sent(call.rows)
         try:

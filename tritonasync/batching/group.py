@@ -106,6 +106,12 @@ class Group(Generic[_T]):
         return self._with(tickets, [list(compress(column, stay)) for column in self.columns])
 
 
+def padded_nbytes(groups: Sequence[Group[_T]]) -> int:
+    """Return about how many bytes the rows of groups take when all are as long as the longest."""
+    longest = max([group.nbytes_each // group.rows_each for group in groups], default=0)
+    return longest * sum([group.rows for group in groups])
+
+
 def halves(groups: Iterable[Group[_T]]) -> tuple[list[Group[_T]], list[Group[_T]]]:
     """Return two lists with half of the tickets each, in order."""
     rest = deque(groups)

@@ -117,7 +117,7 @@ class Lane:
             return None
         if not tickets:
             line = self._line
-            if line.period is not self._period:
+            if line.period is not self._period or not line.is_current():
                 return None
             if line.may_go(1):
                 return self._go(arrays)

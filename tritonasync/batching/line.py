@@ -35,6 +35,7 @@ from tritonasync.batching.key import is_batched, key_of
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import BatchingStatistics, Counters
 from tritonasync.batching.tickets import Landed, Ticket, expire, left, tell
+from tritonasync.batching.watch import Watch, rested
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, QueueFullError, Stage
 from tritonasync.core.policies import BatchPolicy
@@ -43,12 +44,8 @@ from tritonasync.core.reports import Duration
 from tritonasync.core.values import Call, ModelSpec, Reply
 from tritonasync.wire.encode import request_nbytes
 
-_SWEEP_PAUSE_S: Final = 0.002
-"""The least time between two looks at all deadlines, and so how late a caller is told at most."""
-
-_REST: Final = 20
-"""Looking at all that waits rests for so many times as long as it took, and so takes 5 % of the
-event loop's time at most: one look at 60,000 calls of their own takes 5 ms."""
+_DOUBT_PAUSE_S: Final = 1.0
+"""The least time between two doubts of a signature: each is one question to the server."""
 
 
 class Line:
@@ -89,10 +86,12 @@ class Line:
         self._pours: list[Callable[[], None]] = []
         self._linger: asyncio.TimerHandle | None = None
         self._clear_at = -math.inf
-        self._sweep_at = math.inf
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._watch = Watch(self.loop, self._look)
+        self._doubted_at = -math.inf
         self._counters = Counters()
-        self._carrier = Carrier(spec, next_stage, self._limiter, self._counters, self._landed)
+        self._carrier = Carrier(
+            spec, next_stage, self._limiter, self._counters, landed=self._landed, doubt=self._doubt
+        )
 
     def _limits(self) -> Limits:
         policy = self._policy
@@ -109,6 +108,17 @@ class Line:
         self.batches = is_batched(spec)
         self.period = object()
         self.waiting.limits = self._limits()
+
+    def is_current(self) -> bool:
+        """Return whether the signature is the one that the catalog has."""
+        return self._catalog.known(self.spec.name, self.spec.version) is self.spec
+
+    def _doubt(self) -> None:
+        """Have the signature asked for anew by the next who needs it, unless it just was."""
+        now = time.monotonic()
+        if now - self._doubted_at >= _DOUBT_PAUSE_S:
+            self._doubted_at = now
+            self._catalog.forget(self.spec.name)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -176,8 +186,7 @@ class Line:
     def take_in(self, queue: RowQueue[Ticket], group: Group[Ticket]) -> None:
         """Let a group wait."""
         self.waiting.enter(queue, group)
-        if group.deadline_at < self._sweep_at:
-            self._set_sweeper(group.deadline_at)
+        self._watch.expect(group.deadline_at)
 
     def room(self) -> int:
         """Return how many rows more may wait."""
@@ -205,7 +214,7 @@ class Line:
         if rows <= most and now >= self._clear_at:
             waiting.clear_away(now)
             self._tell_late()
-            self._clear_at = _rested(now)
+            self._clear_at = rested(now)
         if waiting.has_room(rows):
             return
         self._counters.rejected_rows += rows
@@ -226,17 +235,19 @@ class Line:
 
     def _dispatch_turn(self) -> None:
         self._dispatching = False
-        try:
-            self._pour()
-            self._dispatch()
-        except BaseException as error:  # nothing is known to raise here; nobody may wait for ever
-            tell(self.waiting.drain(), PoolClosedError(f"batching failed: {error!r}"))
-            raise
+        self._pour()
+        self._dispatch()
         self._note_end()
 
     def _dispatch(self) -> None:
         """Send what may leave now."""
-        now = time.monotonic()
+        try:
+            self._send_off(time.monotonic())
+        except BaseException as error:  # a task factory that raises, say: nobody may wait for ever
+            tell(self.waiting.drain(), PoolClosedError(f"batching failed: {error!r}"))
+            raise
+
+    def _send_off(self, now: float) -> None:
         while self._has_place():
             departure = self.waiting.take(now)
             if departure is None:
@@ -262,7 +273,14 @@ class Line:
         groups = departure.groups
         for group in groups:
             self._counters.left_queue(group.rows, group.rows * (now - group.entered_at))
-        task = self.loop.create_task(self._carrier.together(departure.key, groups))
+        carrying = self._carrier.together(departure.key, groups)
+        try:
+            task = self.loop.create_task(carrying)
+        except BaseException as error:
+            carrying.close()
+            self._carrier.in_flight -= 1
+            tell(groups, PoolClosedError(f"batching failed: {error!r}"))
+            raise
         self._carried[task] = groups
         task.add_done_callback(self._carried.pop)
 
@@ -283,17 +301,8 @@ class Line:
             self._counters.expired_rows += group.rows
             expire(group, "queue", model=self.spec.name)
 
-    def _set_sweeper(self, at: float) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._sweep_at = at
-        # Relative, since a loop's clock need not be the monotonic one.
-        self._sweeper = self.loop.call_later(max(0.0, at - time.monotonic()), self._sweep)
-
-    def _sweep(self) -> None:
-        """Let those go whose time is up, and wait for the next."""
-        self._sweeper, self._sweep_at = None, math.inf
-        now = time.monotonic()
+    def _look(self, now: float) -> float:
+        """Let those go whose time is up; return when the next one's is."""
         self._pour()
         self.waiting.drop_late(now)
         self._tell_late()
@@ -302,9 +311,7 @@ class Line:
             if group.deadline_at <= now:
                 expire(group, self._stage(), model=self.spec.name)
         deadlines = [group.deadline_at for group in chain(self.waiting.groups(), carried)]
-        at = min([at for at in deadlines if at > now], default=math.inf)
-        if at < math.inf:
-            self._set_sweeper(max(at, _rested(now)))
+        return min([at for at in deadlines if at > now], default=math.inf)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -334,9 +341,9 @@ class Line:
     async def aclose(self) -> None:
         """Wait for the end of all batches; the stage below has ended their calls."""
         await asyncio.gather(*self._carried, return_exceptions=True)
-        for timer in (self._sweeper, self._linger):
-            if timer is not None:
-                timer.cancel()
+        self._watch.close()
+        if self._linger is not None:
+            self._linger.cancel()
 
     def items(self) -> int:
         """Return how many callers of single items that took the short way wait."""
@@ -348,8 +355,6 @@ class Line:
     def statistics(self) -> BatchingStatistics:
         """Return what became of the rows so far."""
         self._pour()
-        self.waiting.clear_away(time.monotonic())
-        self._tell_late()
         counters = self._counters
         return BatchingStatistics(
             model=self.spec.name,
@@ -367,8 +372,3 @@ class Line:
             rejected_rows=counters.rejected_rows,
             halved_batches=counters.halved_batches,
         )
-
-
-def _rested(began: float) -> float:
-    """Return when what began then, and is over now, may be done again."""
-    return began + max(_SWEEP_PAUSE_S, _REST * (time.monotonic() - began))

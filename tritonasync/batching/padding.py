@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tritonasync.core.errors import InvalidInputError
+from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.policies import Padding, PadValue
 from tritonasync.core.ports import Invoker
 from tritonasync.core.values import Array, Call, InputTensor, Reply
@@ -45,8 +47,18 @@ class Padder:
 
     async def _pad(self, call: Call, padding: Padding) -> Reply:
         length = length_of(call, padding)
-        reply = await self._next.infer(_in_bucket(call, padding, length))
+        if padding.buckets:
+            fill = partial(_in_bucket, call, padding, length)
+            long = _nbytes(call) * padding.buckets[-1] >= LONG_NBYTES * max(length, 1)
+            call = (
+                await in_worker(fill, deadline=call.deadline, model=call.model) if long else fill()
+            )
+        reply = await self._next.infer(call)
         return cut_back(reply, padding, length)
+
+
+def _nbytes(call: Call) -> int:
+    return sum([part.nbytes for tensor in call.inputs for part in tensor.parts])
 
 
 def length_of(call: Call, padding: Padding) -> int:
@@ -71,9 +83,7 @@ def _is_ragged(tensor: InputTensor, padding: Padding) -> bool:
 
 
 def _in_bucket(call: Call, padding: Padding, length: int) -> Call:
-    """Return the call filled up to its bucket; without buckets, the call itself."""
-    if not padding.buckets:
-        return call
+    """Return the call filled up to its bucket."""
     bucket = next((bucket for bucket in padding.buckets if length <= bucket), None)
     if bucket is None:
         raise InvalidInputError(

@@ -35,6 +35,8 @@ class Splitter:
         next_stage: Where calls and parts go.
         catalog: Tells the model's ``max_batch_size``.
         max_rows: The most rows of a part, if that is to be less than ``max_batch_size``.
+        max_out_rows: The most rows of a call's parts that are out at once, so that they do not fill
+            the next stage's queue; one part may be in any case.
         max_inflight: Parts of one call that are out at once, at least 1.
     """
 
@@ -44,11 +46,13 @@ class Splitter:
         catalog: ModelCatalog,
         *,
         max_rows: int | None = None,
+        max_out_rows: int | None = None,
         max_inflight: int = MAX_INFLIGHT,
     ) -> None:
         self._next = next_stage
         self._catalog = catalog
         self._max_rows = max_rows
+        self._max_out_rows = max_out_rows
         self._max_inflight = max_inflight
 
     def infer(self, call: Call) -> Coroutine[Any, Any, Reply]:
@@ -72,7 +76,10 @@ class Splitter:
             return await self._next.infer(call)
         check_strings(call)
         parts = cut(call, limit)
-        replies = await _Parts(self._next, parts).replies(self._max_inflight)
+        out = self._max_inflight
+        if self._max_out_rows is not None:
+            out = max(1, min(out, self._max_out_rows // limit))
+        replies = await _Parts(self._next, parts).replies(out)
         if sum(map(reply_nbytes, replies)) < LONG_NBYTES:
             return join(call, parts, replies)
         return await in_worker(

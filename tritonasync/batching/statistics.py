@@ -24,7 +24,7 @@ class BatchingStatistics:
         batch_rows: How many batches had so many rows: ``{upper bound: batches}``, the bounds being
             powers of two (a batch of 5 counts under 8).
         queue: Rows that left the queue, and how long they had waited, in seconds.
-        queued_rows: Rows that wait now.
+        queued_rows: Rows that wait now, of callers who left as well until the rows' turn comes.
         rows_in_flight: Rows sent and not answered now.
         batches_in_flight: Batches sent and not answered now.
         inflight_limit: Batches that may be in flight now; it follows measured latency.

@@ -252,7 +252,7 @@ class ModelHandle(Handle):
             ("priority", "priority", priority),
             ("queue_timeout_us", "timeout", queue_timeout_us),
         ):
-            if not isinstance(value, int) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise self._refuse(f"{option} is a whole number from 0 on, not {value!r}")
             if value and name in given:
                 raise self._refuse(f"{option}={value} and parameters[{name!r}] are the same thing")

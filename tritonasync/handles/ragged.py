@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.policies import Padding
+from tritonasync.core.policies import Padding, PadValue
 from tritonasync.handles.conversion import is_array
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import InputSlot
@@ -50,6 +50,10 @@ class RaggedRows:
         if not spec.batched:
             raise self._misfit(signature, "its max_batch_size is 0: rows share no batch")
         axis = padding.axis + 1
+        for name, value in padding.inputs.items():
+            if name in signature.slots and not _is_element(value, signature.slots[name]):
+                kind = signature.slots[name].element_text()
+                raise self._misfit(signature, f"{value!r} is no {kind} to fill up {name!r} with")
         for name in (*padding.inputs, *filter(None, (padding.mask,))):
             slot = signature.slots.get(name)
             if slot is None:
@@ -79,6 +83,7 @@ class RaggedRows:
 
         Raises:
             ConfigurationError: The model's mask has more free axes than the one filled up.
+            InvalidInputError: The rows of the call differ in length.
         """
         padding = self.for_model(signature)
         name = padding.mask
@@ -88,8 +93,27 @@ class RaggedRows:
         slot = signature.slots[name]
         if slot.item_axes.count(-1) > 1:
             raise self._misfit(signature, f"its mask {name!r} has several free axes; give it")
-        shape = given[0].shape if is_array(given[0]) else np.shape(given[0])
+        try:
+            shape = given[0].shape if is_array(given[0]) else np.shape(given[0])
+        except ValueError as error:
+            raise slot.refuse(
+                "the rows of one call must have one length; call handle.one(...) for each, and "
+                f"they are filled up to share a batch ({error})"
+            ) from error
         return {**arrays, name: _ones(slot, shape, padding.axis, item=item)}
+
+
+def _is_element(value: PadValue, slot: InputSlot) -> bool:
+    """Return whether an input can hold a value as it is."""
+    if slot.datatype == "BYTES":
+        return isinstance(value, str | bytes)
+    if not isinstance(value, int | float | np.number):
+        return False
+    try:
+        element = slot.dtype.type(value)
+    except (ValueError, OverflowError):
+        return False
+    return slot.dtype.kind not in "iub" or bool(element == value)
 
 
 def _ones(

@@ -153,7 +153,10 @@ class Endpoint:
             error = self._error(failure, model)
             if error is None:
                 raise
-            raise error from failure
+            try:
+                raise error from failure
+            finally:
+                del error  # which holds this frame, and with it the message, until a collection
         self._succeeded += 1
         return answer
 

@@ -3,7 +3,7 @@
 ``b"".join`` holds the interpreter's lock until it is done, 8 to 16 ms for 19 MB, so that doing it
 in a worker thread does not help the event loop. numpy lets go of the lock when it copies. So a
 message is made blank, and numpy writes the pieces into it: the event loop waits 0.3 ms at most
-(measured, 19 MB), and strided or byte-swapped pieces need no copy of their own.
+(measured, 19 MB), and strided pieces need no copy of their own.
 
 Owns: writing into a ``bytes`` object. That is what CPython's C API is for: the content of an object
 just made by ``PyBytes_FromStringAndSize(NULL, size)`` may be filled in by its maker, before anybody
@@ -23,10 +23,10 @@ from tritonasync.core.values import Array
 LARGE_NBYTES: Final = 1 << 20
 """Below this, joining takes less than a millisecond, and is quicker for many small pieces."""
 
-_new_bytes: Final[Any] = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes: Final[Any] = ctypes.pythonapi["PyBytes_FromStringAndSize"]  # our own
 _new_bytes.restype = ctypes.py_object
 _new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
-_address_of: Final[Any] = ctypes.pythonapi.PyBytes_AsString
+_address_of: Final[Any] = ctypes.pythonapi["PyBytes_AsString"]
 _address_of.restype = ctypes.c_void_p
 _address_of.argtypes = (ctypes.py_object,)
 
