@@ -81,3 +81,16 @@ async def test_a_smaller_batch_is_learned_and_nobody_notices(pools):
     (after,) = pool.statistics().batching
     assert after.halved_batches == before.halved_batches
     assert after.batches - before.batches == 16
+
+
+async def test_items_take_the_short_way_again_after_a_reload_that_changed_nothing(pools):
+    pool, _ = pools
+    model = pool.model("ident")
+    rows = np.ones((4, 16), np.float32)
+    for _ in range(2):
+        await many(model, rows)
+    await pool.admin.load("ident", config=config())  # this pool's own: it forgets the signature
+    for _ in range(3):
+        await many(model, rows)
+    (lane,) = model._lanes.values()
+    assert lane.valid

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import itemgetter
 from typing import TypeAlias
 
@@ -52,11 +53,18 @@ def is_batched(spec: ModelSpec) -> bool:
 def key_of(call: Call) -> BatchKey:
     """Return the key of a call's rows. The order of its parameters makes no difference."""
     inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
+    if call.padding is None and not call.parameters:
+        return _plain_key(inputs, call.outputs)
     if call.padding is not None:
         inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
     said = [(repr(name), type(value), repr(value)) for name, value in call.parameters]
     said.sort(key=itemgetter(0))
     return BatchKey(inputs, call.outputs, tuple(said), call.padding, call.parameters)
+
+
+@lru_cache(maxsize=1024)
+def _plain_key(inputs: tuple[InputRow, ...], outputs: tuple[str, ...]) -> BatchKey:
+    return BatchKey(inputs, outputs, ())
 
 
 def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:

@@ -28,6 +28,11 @@ class Invoker(Protocol):
 class ItemLane(Protocol):
     """The short way of items that all look alike: what was checked once is compared after that."""
 
+    @property
+    def valid(self) -> bool:
+        """Whether it still takes items: not after the model changed, or closing began."""
+        ...
+
     def enter(self, arrays: Mapping[str, object]) -> Awaitable[tuple[Reply, int] | None] | None:
         """Let an item wait for a batch; ``None`` if it should go the long way, by a call.
 

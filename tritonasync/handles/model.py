@@ -6,6 +6,7 @@ Owns: the options of a call. Refuses to know: what the tensors mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy.typing as npt
 
@@ -17,7 +18,7 @@ from tritonasync.core.errors import (
 )
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog
-from tritonasync.core.values import Call, Parameters, ParameterValue, Reply
+from tritonasync.core.values import Call, InputTensor, Parameters, ParameterValue, Reply
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.outputs import Outputs
 from tritonasync.handles.ragged import RaggedRows
@@ -25,6 +26,11 @@ from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
 
 __all__ = ["ModelHandle", "Outputs"]
+
+
+_MAX_LANES: Final = 8
+"""Short ways of a handle, one for each ``timeout_s``: those who give another each time have no use
+of one."""
 
 
 def _no_lane(call: Call, timeout_s: float) -> None:
@@ -71,7 +77,7 @@ class ModelHandle(Handle):
         super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, casting=casting)
         self._padding = None if padding is None else RaggedRows(padding)
         self._find_lane = lane
-        self._lane: ItemLane | None = None
+        self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
         self._lane_signature: Signature | None = None
         self._lane_timeout_s = self._deadline(None).timeout_s
 
@@ -149,15 +155,16 @@ class ModelHandle(Handle):
             ServerError: The server answered with an error.
         """
         if (
-            self._lane is not None
-            and timeout_s is None
+            self._lanes
+            and (timeout_s is None or isinstance(timeout_s, float | int))  # pyright: ignore[reportUnnecessaryIsInstance]
             and outputs is None
             and parameters is None
             and not (request_id or priority or queue_timeout_us)
         ):
             arrays = tensors if inputs is None else inputs
-            if arrays.__class__ is dict and (arrays is tensors or not tensors):
-                landed = self._lane.enter(arrays)
+            lane = self._lanes.get(self._lane_timeout_s if timeout_s is None else timeout_s)
+            if lane is not None and arrays.__class__ is dict and (arrays is tensors or not tensors):
+                landed = lane.enter(arrays)
                 if landed is not None:
                     try:
                         answer = await landed
@@ -176,6 +183,19 @@ class ModelHandle(Handle):
         if rows:
             _check_single(reply)
         return Outputs(reply, 0 if rows else None)
+
+    def _open_lane(
+        self, signature: Signature, inputs: tuple[InputTensor, ...], timeout_s: float
+    ) -> None:
+        """Have the next items like this one take the short way."""
+        if self._lane_signature is not signature or len(self._lanes) >= _MAX_LANES:
+            self._lane_signature = signature
+            self._lanes.clear()
+        lane = self._lanes.get(timeout_s)
+        if lane is None or not lane.valid:
+            lane = self._find_lane(Call(self._name, self._version, inputs, 1), timeout_s)
+            if lane is not None:
+                self._lanes[timeout_s] = lane
 
     async def _run(
         self,
@@ -196,10 +216,8 @@ class ModelHandle(Handle):
             ready = known.ready(arrays, item=item)
             if ready is not None:  # the short way: nothing to convert, nothing to refuse
                 inputs, rows = ready
-                if item and rows and known is not self._lane_signature:
-                    self._lane_signature = known
-                    call = Call(self._name, self._version, inputs, rows)
-                    self._lane = self._find_lane(call, self._lane_timeout_s)
+                if item and rows:
+                    self._open_lane(known, inputs, request.deadline.timeout_s)
                 return rows, await self._send(inputs, rows, (), request)
 
         def prepare(signature: Signature) -> Prepared[None]:
