@@ -156,35 +156,6 @@ async def test_a_padding_that_does_not_fit_the_model_is_refused(pool, model, pad
         await pool.model(model, padding=padding).one(arrays or {"IN_FP32": np.ones((1, 1))})
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"inputs": {}},
-        {"inputs": ["IDS"]},
-        {"inputs": {"IDS": 0}, "mask": "IDS"},
-        {"inputs": {"IDS": 0}, "buckets": (8, 4)},
-        {"inputs": {"IDS": 0}, "buckets": (0, 4)},
-        {"inputs": {"IDS": 0}, "buckets": 4},
-        {"inputs": {"IDS": 0}, "outputs": "TWICE"},
-        {"inputs": {"IDS": 0}, "axis": -1},
-        {"inputs": {3: 0}},
-        {"inputs": {"IDS": 0}, "mask": 3},
-        {"inputs": {"IDS": 0}, "outputs": [3]},
-    ],
-)
-def test_an_impossible_padding_is_refused_when_it_is_made(options):
-    with pytest.raises(ConfigurationError, match="Padding"):
-        Padding(**options)
-
-
-def test_a_padding_does_not_change_with_what_it_was_made_of():
-    inputs = {"IDS": 0}
-    padding = Padding(inputs=inputs)
-    inputs["IDS"] = 9
-    assert padding.inputs == {"IDS": 0}
-    assert hash(padding) == hash(Padding(inputs={"IDS": 0}))
-
-
 def test_a_padding_is_a_padding():
     with pytest.raises(ConfigurationError, match="padding is a Padding"):
         TritonPool("localhost:1").model("m", padding={"IDS": 0})
