@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -347,3 +348,27 @@ async def test_an_idle_line_ends_at_once():
     line.hasten()
     await line.drain(NEVER)
     await line.aclose()
+
+
+async def test_nobody_waits_for_ever_for_a_batch_that_could_not_be_carried():
+    loop = asyncio.get_running_loop()
+    line = line_to(Stage())
+    tasks = start(*[line.infer(call(n, deadline=Deadline.after(5))) for n in range(3)])
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+
+    def refuse(*args, **options):
+        raise RuntimeError("no more tasks")
+
+    loop.set_task_factory(refuse)
+    try:
+        await asyncio.wait(tasks, timeout=1)
+    finally:
+        loop.set_task_factory(None)
+        loop.set_exception_handler(None)
+    errors = await told(*tasks)
+    assert [type(error) for error in errors] == [PoolClosedError] * 3
+    assert "no more tasks" in str(errors[0])
+    assert [str(error) for error in complaints] == ["no more tasks"]
+    assert line.statistics().batches_in_flight == 0
+    assert not any(isinstance(error, DeadlineExceededError) for error in errors)

@@ -22,12 +22,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain
 from typing import Any, Final
 
-from tritonasync.batching.accumulator import (
-    Accumulator,
-    Departure,
-    Limits,
-    RowQueue,
-)
+from tritonasync.batching.accumulator import Accumulator, Departure, Limits, RowQueue
 from tritonasync.batching.carrier import Carrier
 from tritonasync.batching.gather import call_parts, cut_out
 from tritonasync.batching.group import Group
@@ -35,13 +30,13 @@ from tritonasync.batching.key import is_batched, key_of
 from tritonasync.batching.limiter import Limiter
 from tritonasync.batching.statistics import BatchingStatistics, Counters
 from tritonasync.batching.tickets import Landed, Ticket, expire, left, tell
-from tritonasync.batching.watch import Watch, rested
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, QueueFullError, Stage
 from tritonasync.core.policies import BatchPolicy
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.reports import Duration
 from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.core.watch import Watch, rested
 from tritonasync.wire.encode import request_nbytes
 
 _DOUBT_PAUSE_S: Final = 1.0

@@ -5,10 +5,6 @@ all. Refuses to know: what a message is, what an answer or an error means.
 
 Invariants: a call is in the set until its status is there; a waiter that is done (answered, late,
 cancelled) is never touched again; the call itself is never cancelled here.
-
-A timer for each call would cost 20 µs of a call's 300 (a heap push, a cancelled handle to be
-cleaned up later, a select with a time limit), to fire almost never. The one timer stands at the
-earliest deadline seen; when it fires it looks through the calls that are out and sets itself anew.
 """
 
 from __future__ import annotations
@@ -16,19 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import grpc.aio
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage
-
-_SWEEP_PAUSE_S: Final = 0.002
-"""The least time between two sweeps, and so how late a caller is let go at most. A sweep looks at
-all calls: with thousands of deadlines in a row, one for each would be quadratic."""
+from tritonasync.core.watch import Watch
 
 _L = TypeVar("_L")
 
@@ -82,8 +74,8 @@ class Flights(Generic[_L]):
         self._late = late
         self._landed = landed
         self._out: set[Flight[_L]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
+        # No rest: a caller is let go a pause late at most.
+        self._watch = Watch(asyncio.get_running_loop(), self._look, rest=0)
         self._quiet: asyncio.Event | None = None
 
     def __len__(self) -> int:
@@ -96,8 +88,7 @@ class Flights(Generic[_L]):
         # the loop: a caller that is woken by it finds the answer in the next turn. A task of ours
         # that awaited the call would cost one turn more, some 40 µs of a call's 300.
         flight.call.add_done_callback(partial(self._land, flight))
-        if flight.deadline.at < self._due:
-            self._set_timer(flight.deadline.at)
+        self._watch.expect(flight.deadline.at)
 
     def _land(self, flight: Flight[_L], call: UnaryCall) -> None:
         del call  # the flight's own
@@ -110,25 +101,13 @@ class Flights(Generic[_L]):
         if self._quiet is not None and not self._out:
             self._quiet.set()
 
-    def _set_timer(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = due
-        # Relative, since a loop's clock need not be the monotonic one.
-        delay = Deadline(due, math.inf).remaining()
-        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
-
-    def _sweep(self) -> None:
-        """Let those callers go whose time is up, and wait for the next."""
-        self._timer, self._due = None, math.inf
-        now = time.monotonic()
+    def _look(self, now: float) -> float:
+        """Let those callers go whose time is up; return when the next one's is."""
         waiting = [flight for flight in self._out if not flight.waiter.done()]
         for flight in waiting:
             if flight.deadline.expired(now):
                 flight.waiter.set_exception(self._late(flight))
-        due = min((f.deadline.at for f in waiting if not f.waiter.done()), default=math.inf)
-        if due < math.inf:
-            self._set_timer(max(due, now + _SWEEP_PAUSE_S))
+        return min((f.deadline.at for f in waiting if not f.waiter.done()), default=math.inf)
 
     async def wait_until_quiet(self, deadline: Deadline) -> None:
         """Return when no call is out, or at the deadline."""
@@ -141,5 +120,4 @@ class Flights(Generic[_L]):
 
     def close(self) -> None:
         """Stop the timer. Nobody may wait any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.close()

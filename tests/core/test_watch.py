@@ -7,10 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.batching.fakes import Stage, call, line_to, start, told
-from tritonasync.batching.watch import PAUSE_S, Watch
-from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import DeadlineExceededError, PoolClosedError
+from tritonasync.core.watch import PAUSE_S, Watch
 
 pytestmark = pytest.mark.anyio
 
@@ -68,27 +65,3 @@ async def test_short_looks_keep_a_pause():
     pauses = [later - sooner for sooner, later in pairwise(seen)]
     assert pauses
     assert min(pauses) >= PAUSE_S * 0.99
-
-
-async def test_nobody_waits_for_ever_for_a_batch_that_could_not_be_carried():
-    loop = asyncio.get_running_loop()
-    line = line_to(Stage())
-    tasks = start(*[line.infer(call(n, deadline=Deadline.after(5))) for n in range(3)])
-    complaints: list[object] = []
-    loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
-
-    def refuse(*args, **options):
-        raise RuntimeError("no more tasks")
-
-    loop.set_task_factory(refuse)
-    try:
-        await asyncio.wait(tasks, timeout=1)
-    finally:
-        loop.set_task_factory(None)
-        loop.set_exception_handler(None)
-    errors = await told(*tasks)
-    assert [type(error) for error in errors] == [PoolClosedError] * 3
-    assert "no more tasks" in str(errors[0])
-    assert [str(error) for error in complaints] == ["no more tasks"]
-    assert line.statistics().batches_in_flight == 0
-    assert not any(isinstance(error, DeadlineExceededError) for error in errors)
