@@ -49,12 +49,34 @@ must never be raised in two tasks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeVar
 
 _E = TypeVar("_E", bound="TritonError")
 
 Stage = Literal["queue", "headers", "connect", "metadata", "encode", "send", "server"]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a call that failed in the end.
+
+    Attributes:
+        endpoint: The gRPC target tried.
+        began_s: Seconds from the beginning of the call to that of the attempt.
+        took_s: Seconds until it failed, or was given up.
+        error: The name of its error's class.
+        message: What that error said.
+        hedge: Whether it was sent beside another one that was slow.
+    """
+
+    endpoint: str
+    began_s: float
+    took_s: float
+    error: str
+    message: str
+    hedge: bool = False
 
 
 class TritonError(Exception):
@@ -67,11 +89,13 @@ class TritonError(Exception):
 
     Attributes:
         retriable: Whether the same call may succeed when it is sent again.
-        may_have_executed: Whether the model may have run.
+        may_have_executed: Whether the model may have run, in any attempt.
+        attempts: What was tried, in order, if more than one attempt was made.
     """
 
     retriable: ClassVar[bool] = False
     may_have_executed: bool = False
+    attempts: tuple[Attempt, ...] = ()
 
     def __init__(
         self, message: str, *, model: str | None = None, endpoint: str | None = None
@@ -82,7 +106,10 @@ class TritonError(Exception):
         self.endpoint = endpoint
 
     def __str__(self) -> str:
-        return self.message
+        if not self.attempts:
+            return self.message
+        tried = "; ".join([f"{attempt.endpoint}: {attempt.error}" for attempt in self.attempts])
+        return f"{self.message} [{len(self.attempts)} attempts: {tried}]"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args, self.__dict__.copy()))

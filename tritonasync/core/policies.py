@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
+from tritonasync.core.checks import is_count, is_duration
 from tritonasync.core.errors import ConfigurationError
 
 Headers: TypeAlias = Mapping[str, str]
@@ -110,7 +110,7 @@ class BatchPolicy:
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_nbytes", "min_inflight", "max_inflight", "max_queued_rows"):
             self._check_count(name)
-        if not _is_duration(self.linger_s):
+        if not is_duration(self.linger_s):
             raise ConfigurationError(
                 f"BatchPolicy: linger_s is 0 or more seconds, not {self.linger_s!r}"
             )
@@ -129,7 +129,7 @@ class BatchPolicy:
         value: object = getattr(self, name)
         if value is None and name == "max_rows":
             return
-        if not _is_count(value):
+        if not is_count(value):
             raise ConfigurationError(
                 f"BatchPolicy: {name} is a whole number from 1 on, not {value!r}"
             )
@@ -171,7 +171,7 @@ class Padding:
             raise ConfigurationError(f"Padding: names are strings, not {names!r}")
         if self.mask in self.inputs:
             raise ConfigurationError(f"Padding: {self.mask!r} is the mask and an input to fill up")
-        if not _is_count(self.axis, least=0):
+        if not is_count(self.axis, least=0):
             raise ConfigurationError(
                 f"Padding: axis is a whole number from 0 on, not {self.axis!r}"
             )
@@ -179,7 +179,7 @@ class Padding:
             self._freeze(name)
         lengths = self.buckets
         rising = all(low < high for low, high in pairwise(lengths))
-        if not (all(_is_count(length) for length in lengths) and rising):
+        if not (all(is_count(length) for length in lengths) and rising):
             raise ConfigurationError(
                 f"Padding: buckets are whole numbers from 1 on in rising order, not {lengths!r}"
             )
@@ -194,15 +194,3 @@ class Padding:
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.inputs)), self.mask, self.buckets, self.outputs, self.axis))
-
-
-def _is_count(value: object, *, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_duration(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf  # false for NaN, too
-    )

@@ -1,4 +1,4 @@
-"""The seams: stages are invokers; a catalog gives signatures; single items may take a lane."""
+"""The seams: stages are invokers, endpoints backends, signatures a catalog's; items have a lane."""
 
 from __future__ import annotations
 
@@ -21,6 +21,41 @@ class Invoker(Protocol):
             DeadlineExceededError: ``call.deadline`` passed.
             TransportError: Nobody answered.
             ServerError: The server answered with an error.
+        """
+        ...
+
+
+class Backend(Invoker, Protocol):
+    """One endpoint as routing sees it: it answers calls and questions, or does not."""
+
+    @property
+    def target(self) -> str:
+        """The gRPC target, which names the endpoint."""
+        ...
+
+    async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Return the signature of a model as this endpoint serves it."""
+        ...
+
+    async def ready(self, deadline: Deadline) -> bool:
+        """Return whether the server says that it is ready."""
+        ...
+
+    async def model_ready(self, model: str, version: str, deadline: Deadline) -> bool:
+        """Return whether the server says that a model is ready."""
+        ...
+
+    def silent_since(self) -> float:
+        """Return since when calls are out and nothing was answered, on the monotonic clock.
+
+        Infinity while nothing is out.
+        """
+        ...
+
+    def let_go(self, reason: str) -> None:
+        """Let the callers of idempotent calls go with a ``ConnectionLostError``, and reconnect.
+
+        Their requests go on and are abandoned; what is sent next goes out on a new connection.
         """
         ...
 

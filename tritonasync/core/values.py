@@ -132,6 +132,7 @@ class Call:
         request_id: Echoed by the server; empty for none.
         deadline: When the caller's time is up.
         padding: How the rows may be filled up to share a batch with longer ones.
+        idempotent: Whether it does no harm if the model runs twice.
     """
 
     model: str
@@ -143,6 +144,7 @@ class Call:
     request_id: str = ""
     deadline: Deadline = NEVER
     padding: Padding | None = None
+    idempotent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
