@@ -170,7 +170,7 @@ def limited(inflight: int = 1, **limits) -> BatchPolicy:
 def line_to(stage: Stage, policy: BatchPolicy | None = None, catalog: Catalog | None = None):
     """A line of its own, for the tests of what happens within one model."""
     catalog = catalog or Catalog()
-    return Line(catalog.spec, stage, catalog, policy or limited(), lambda: stage.name)
+    return Line(catalog.spec, stage, catalog, policy or limited(), lambda: stage.name, lambda: 1)
 
 
 def start(*coroutines) -> list[asyncio.Task]:

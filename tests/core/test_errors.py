@@ -2,15 +2,22 @@ import copy
 import pickle
 import re
 import traceback
+from dataclasses import FrozenInstanceError
 
 import pytest
 
 from tritonasync.core import errors
 from tritonasync.core.errors import (
+    Attempt,
     DeadlineExceededError,
     MissingExtraError,
     ServerError,
     TritonError,
+)
+
+ATTEMPTS = (
+    Attempt("host:1", 0.0, 0.5, "ConnectionLostError", "the connection broke"),
+    Attempt("host:2", 0.25, 0.125, "QueueFullError", "the queue is full", hedge=True),
 )
 
 CLASSES = [
@@ -65,6 +72,45 @@ def test_a_twin_is_equal_in_all_but_identity(kind, twin_of):
     assert twin.args == error.args
     assert vars(twin) == vars(error)
     assert str(twin) == str(error) == error.message
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(
+    "twin_of", [TritonError.copy, copy.copy, lambda e: pickle.loads(pickle.dumps(e))]
+)
+def test_a_twin_knows_what_was_tried(kind, twin_of):
+    error = make(kind)
+    error.attempts = ATTEMPTS
+    twin = twin_of(error)
+    assert twin.attempts == ATTEMPTS
+    assert vars(twin) == vars(error)
+    assert str(twin) == str(error) != error.message
+
+
+def test_what_was_tried_belongs_to_one_error():
+    error = make(ServerError)
+    twin = error.copy()
+    twin.attempts = ATTEMPTS
+    assert error.attempts == TritonError.attempts == ()
+    assert str(error) == error.message
+
+
+def test_an_error_says_what_was_tried_in_order():
+    error = make(errors.QueueFullError)
+    assert str(error) == "what went wrong"
+    error.attempts = ATTEMPTS
+    assert str(error) == (
+        "what went wrong [2 attempts: host:1: ConnectionLostError; host:2: QueueFullError]"
+    )
+    assert (error.message, error.args) == ("what went wrong", ("what went wrong",))
+
+
+def test_an_attempt_is_a_value():
+    attempt = Attempt("host:1", 0.0, 0.5, "ConnectionLostError", "the connection broke")
+    assert attempt == ATTEMPTS[0] == pickle.loads(pickle.dumps(attempt))
+    assert (attempt.hedge, ATTEMPTS[1].hedge) == (False, True)
+    with pytest.raises(FrozenInstanceError):
+        attempt.hedge = True
 
 
 def test_a_copy_has_the_cause_and_a_traceback_of_its_own():

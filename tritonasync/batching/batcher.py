@@ -36,6 +36,7 @@ class Batcher:
         catalog: Tells the models' signatures.
         policy: The limits of each model's batches.
         stage: Names what a sent batch waits for, for those whose time runs out.
+        endpoints: Tells how many endpoints share the batches.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Batcher:
         catalog: ModelCatalog,
         policy: BatchPolicy,
         stage: Callable[[], Stage] = lambda: "server",
+        endpoints: Callable[[], int] = lambda: 1,
     ) -> None:
         self._next = next_stage
         self._catalog = catalog
         self._policy = policy
         self._stage = stage
+        self._endpoints = endpoints
         self._lines: dict[tuple[str, str], Line] = {}
         self._lanes: dict[tuple[str, str, BatchKey, float], Lane] = {}
 
@@ -80,7 +83,7 @@ class Batcher:
     def _line(self, spec: ModelSpec) -> Line:
         line = self._lines.get((spec.name, spec.version))
         if line is None:
-            line = Line(spec, self._next, self._catalog, self._policy, self._stage)
+            line = Line(spec, self._next, self._catalog, self._policy, self._stage, self._endpoints)
             self._lines[spec.name, spec.version] = line
         elif line.spec is not spec:
             line.learn(spec)

@@ -4,7 +4,8 @@ Owns: trying the halves of a failed batch, telling the limiter and the counters 
 Refuses to know: queues, when a batch leaves, how many may be out.
 
 Invariants: a batch is seen to its end whoever leaves; when a batch fails for what one row can have
-caused, each row that still waits is tried again, and what fails alone fails alone.
+caused, each row that still waits is tried again, and what fails alone fails alone; rows that may
+not run twice are tried again only if they certainly did not run.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Carrier:
         next_stage: Where to.
         limiter: Told of answers and of overload.
         counters: Told of what is sent.
+        endpoints: Tells how many endpoints share the batches.
         landed: Called when a call or batch is over, so that what waits may leave.
         doubt: Called when the server refused a batch: the model may take fewer rows than it did,
             and no caller may ever be told of that, since halves are tried.
@@ -79,6 +81,7 @@ class Carrier:
         limiter: Limiter,
         counters: Counters,
         *,
+        endpoints: Callable[[], int],
         landed: Callable[[], None],
         doubt: Callable[[], None],
     ) -> None:
@@ -87,6 +90,7 @@ class Carrier:
         self._next = next_stage
         self._limiter = limiter
         self._counters = counters
+        self._endpoints = endpoints
         self._landed = landed
         self._doubt = doubt
         self.in_flight = 0
@@ -167,7 +171,8 @@ class Carrier:
             try:
                 await self._send(key, batch, in_flight)
             except _ONE_ROWS_FAULT as error:
-                if _tickets(batch) == 1 or isinstance(error, ModelUnhealthyError):
+                repeats = error.may_have_executed and not key.idempotent
+                if _tickets(batch) == 1 or repeats or isinstance(error, ModelUnhealthyError):
                     tell(batch, error)
                 else:
                     if isinstance(error, InvalidRequestError):
@@ -200,7 +205,8 @@ class Carrier:
 
     def _note_answer(self, rows: int, sent_at: float, in_flight: int) -> None:
         now = time.monotonic()
-        self._limiter.answered(rows=rows, latency_s=now - sent_at, in_flight=in_flight, now=now)
+        each = -(-in_flight // self._endpoints())  # the limit is that of one endpoint
+        self._limiter.answered(rows=rows, latency_s=now - sent_at, in_flight=each, now=now)
 
 
 def _present(group: Group[Ticket]) -> Group[Ticket]:

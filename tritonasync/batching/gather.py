@@ -57,7 +57,16 @@ def gather(
     )
     if key.padding is not None:
         inputs = to_longest(inputs, key.padding)
-    return Call(model, version, inputs, rows, key.outputs, key.parameters, deadline=deadline)
+    return Call(
+        model,
+        version,
+        inputs,
+        rows,
+        key.outputs,
+        key.parameters,
+        deadline=deadline,
+        idempotent=key.idempotent,
+    )
 
 
 def check_rows(reply: Reply, rows: int) -> None:

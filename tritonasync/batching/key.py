@@ -30,6 +30,7 @@ class BatchKey:
             ``True``, ``1`` and ``1.0``, ``0.0`` and ``-0.0`` are equal, and say different things to
             the server; and what is no parameter at all is not for a comparison to refuse.
         padding: How rows are filled up to one length, if they may differ.
+        idempotent: Whether it does no harm if the model runs twice.
         parameters: The parameters themselves.
         row_nbytes: The bytes of a row's inputs; ``None`` if they differ from row to row.
     """
@@ -38,6 +39,7 @@ class BatchKey:
     outputs: tuple[str, ...]
     said: tuple[tuple[str, type, str], ...]
     padding: Padding | None = None
+    idempotent: bool = True
     parameters: Parameters = field(default=(), compare=False)
     row_nbytes: int | None = field(init=False, compare=False)
 
@@ -54,17 +56,23 @@ def key_of(call: Call) -> BatchKey:
     """Return the key of a call's rows. The order of its parameters makes no difference."""
     inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
     if call.padding is None and not call.parameters:
-        return _plain_key(inputs, call.outputs)
+        return _plain_key(inputs, call.outputs, call.idempotent)
     if call.padding is not None:
         inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
     said = [(repr(name), type(value), repr(value)) for name, value in call.parameters]
     said.sort(key=itemgetter(0))
-    return BatchKey(inputs, call.outputs, tuple(said), call.padding, call.parameters)
+    return BatchKey(
+        inputs, call.outputs, tuple(said), call.padding, call.idempotent, call.parameters
+    )
 
 
 @lru_cache(maxsize=1024)
-def _plain_key(inputs: tuple[InputRow, ...], outputs: tuple[str, ...]) -> BatchKey:
-    return BatchKey(inputs, outputs, ())
+def _plain_key(
+    inputs: tuple[InputRow, ...],
+    outputs: tuple[str, ...],
+    idempotent: bool,  # noqa: FBT001 - part of the cache's key
+) -> BatchKey:
+    return BatchKey(inputs, outputs, (), idempotent=idempotent)
 
 
 def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:

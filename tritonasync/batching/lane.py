@@ -143,7 +143,14 @@ class Lane:
             tensors.append(InputTensor(name, datatype, (1, *shape), (cast("Array", array),)))
         spec, timeout_s = self._line.spec, self._timeout_s
         deadline = Deadline(time.monotonic() + timeout_s, timeout_s)
-        call = Call(spec.name, spec.version, tuple(tensors), 1, deadline=deadline)
+        call = Call(
+            spec.name,
+            spec.version,
+            tuple(tensors),
+            1,
+            deadline=deadline,
+            idempotent=self._queue.key.idempotent,
+        )
         return self._line.carry(call)
 
     def _pour(self) -> None:

@@ -52,16 +52,19 @@ class Line:
         catalog: Told about a newer signature by others; looked at before each batch.
         policy: The user's limits.
         stage: Names what a sent batch waits for, for those whose time runs out.
+        endpoints: Tells how many endpoints share the batches: so many times the limit may be out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made in one place
         self,
         spec: ModelSpec,
         next_stage: Invoker,
         catalog: ModelCatalog,
         policy: BatchPolicy,
         stage: Callable[[], Stage],
+        endpoints: Callable[[], int],
     ) -> None:
+        self._endpoints = endpoints
         self._catalog = catalog
         self._policy = policy
         self._stage = stage
@@ -85,7 +88,13 @@ class Line:
         self._doubted_at = -math.inf
         self._counters = Counters()
         self._carrier = Carrier(
-            spec, next_stage, self._limiter, self._counters, landed=self._landed, doubt=self._doubt
+            spec,
+            next_stage,
+            self._limiter,
+            self._counters,
+            endpoints=endpoints,
+            landed=self._landed,
+            doubt=self._doubt,
         )
 
     def _limits(self) -> Limits:
@@ -255,7 +264,7 @@ class Line:
             self._linger = self.loop.call_later(delay, self._linger_over)
 
     def _has_place(self) -> bool:
-        return self._carrier.in_flight < self._limiter.limit
+        return self._carrier.in_flight < self._limiter.limit * self._endpoints()
 
     def _linger_over(self) -> None:
         self._linger = None
@@ -361,7 +370,7 @@ class Line:
             queued_rows=self.waiting.rows,
             rows_in_flight=counters.rows_in_flight,
             batches_in_flight=self._carrier.in_flight,
-            inflight_limit=self._limiter.limit,
+            inflight_limit=self._limiter.limit * self._endpoints(),
             expired_rows=counters.expired_rows,
             cancelled_rows=self.waiting.cancelled_rows,
             rejected_rows=counters.rejected_rows,

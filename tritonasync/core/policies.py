@@ -90,9 +90,9 @@ class BatchPolicy:
             times as fast in batches of 2 MiB as in one of them all, and 64 callers as fast.
         linger_s: Seconds that a row waits for company even if a batch could leave. 0 delays
             nobody: calls made in one turn of the event loop share a batch all the same.
-        min_inflight: The least batches in flight that the limit comes down to.
-        max_inflight: The most batches in flight of one model. Equal to ``min_inflight``, it is the
-            limit.
+        min_inflight: The least batches in flight, for each endpoint, that the limit comes down to.
+        max_inflight: The most batches in flight of one model, for each endpoint. Equal to
+            ``min_inflight``, it is the limit.
         max_queued_rows: The most rows of one model that wait; a call that would go beyond is
             refused with :class:`~tritonasync.core.errors.QueueFullError`.
 

@@ -61,6 +61,8 @@ class RetryPolicy:
                 "RetryPolicy: hedge_after_s and hedge_percentile are two ways to say the same "
                 "thing; give one"
             )
+        if self.hedges and self.attempts == 1:
+            raise ConfigurationError("RetryPolicy: a hedge is an attempt; attempts=1 allows none")
         if not isinstance(self.cancel_on_server, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"RetryPolicy: cancel_on_server is True or False, not {self.cancel_on_server!r}"

@@ -107,6 +107,7 @@ class Handle:
         catalog: Where signatures come from.
         timeout_s: Seconds for a call that gives none of its own; ``None`` or infinity for no limit.
         casting: Which arrays are converted to the model's dtype unasked.
+        idempotent: Whether it does no harm if the model runs twice.
 
     Raises:
         ConfigurationError: An option makes no sense.
@@ -121,6 +122,7 @@ class Handle:
         *,
         timeout_s: float | None,
         casting: Casting = "safe",
+        idempotent: bool = True,
     ) -> None:
         for option, value in (("name", name), ("version", version)):
             if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -136,7 +138,12 @@ class Handle:
         self._invoker = invoker
         self._catalog = catalog
         self._timeout_s = timeout_s
+        if not isinstance(idempotent, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"model {name!r}: idempotent is True or False, not {idempotent!r}"
+            )
         self._casting: Casting = casting
+        self._idempotent = idempotent
         self._known: tuple[ModelSpec, Signature] | None = None
 
     @property
@@ -215,6 +222,7 @@ class Handle:
             request.request_id,
             request.deadline,
             padding,
+            self._idempotent,
         )
         try:
             return await self._invoker.infer(call)

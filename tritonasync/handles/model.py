@@ -59,6 +59,8 @@ class ModelHandle(Handle):
         timeout_s: Seconds for a call that gives none of its own; ``None`` for no limit.
         casting: Which arrays are converted to the model's dtype unasked.
         padding: How rows of different lengths share a batch, for a model with a free axis.
+        idempotent: Whether it does no harm if the model runs twice. If not, a call is sent again
+            only where it certainly did not run, and never hedged.
         lane: Gives the short way of items like those of a call, if there is one.
     """
 
@@ -72,9 +74,18 @@ class ModelHandle(Handle):
         timeout_s: float | None,
         casting: Casting = "safe",
         padding: Padding | None = None,
+        idempotent: bool = True,
         lane: Callable[[Call, float], ItemLane | None] = _no_lane,
     ) -> None:
-        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, casting=casting)
+        super().__init__(
+            name,
+            version,
+            invoker,
+            catalog,
+            timeout_s=timeout_s,
+            casting=casting,
+            idempotent=idempotent,
+        )
         self._padding = None if padding is None else RaggedRows(padding)
         self._find_lane = lane
         self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
@@ -193,7 +204,8 @@ class ModelHandle(Handle):
             self._lanes.clear()
         lane = self._lanes.get(timeout_s)
         if lane is None or not lane.valid:
-            lane = self._find_lane(Call(self._name, self._version, inputs, 1), timeout_s)
+            call = Call(self._name, self._version, inputs, 1, idempotent=self._idempotent)
+            lane = self._find_lane(call, timeout_s)
             if lane is not None:
                 self._lanes[timeout_s] = lane
 
