@@ -118,3 +118,54 @@ async def test_closing_ends_the_questions_that_are_out():
     await catalog.aclose()
     with pytest.raises(PoolClosedError):
         await caller
+
+
+async def test_a_refresh_asks_anew_beside_the_callers_and_keeps_what_is_known_until_then():
+    source = Source()
+    source.go.set()
+    catalog = Catalog(source.ask)
+    await catalog.describe("m", "", NEVER)
+    await catalog.describe("n", "1", NEVER)
+    source.go.clear()
+    catalog.refresh()
+    catalog.refresh()  # a second one while the first is out asks nothing more
+    await settle()
+    assert sorted(source.asked[2:]) == [("m", ""), ("n", "1")]
+    assert (await catalog.describe("m", "", NEVER)).platform == "answer 1"  # nobody is held up
+    source.go.set()
+    await settle()
+    assert catalog.known("m", "").platform in {"answer 3", "answer 4"}
+    await catalog.aclose()
+
+
+async def test_a_refresh_that_finds_nothing_new_keeps_the_object_that_others_compare_with():
+    async def ask(model, version, deadline):
+        return ModelSpec(model, version, ("1",), "same", 8, (), ())
+
+    catalog = Catalog(ask)
+    known = await catalog.describe("m", "", NEVER)
+    catalog.refresh()
+    await settle()
+    assert catalog.known("m", "") is known
+    await catalog.aclose()
+
+
+async def test_a_refresh_that_fails_keeps_what_is_known_and_tells_nobody():
+    source = Source()
+    source.go.set()
+    catalog = Catalog(source.ask)
+    known = await catalog.describe("m", "", NEVER)
+    source.error = ModelNotFoundError("gone", code="NOT_FOUND", details="gone")
+    catalog.refresh()
+    await settle()
+    assert catalog.known("m", "") is known
+    await catalog.aclose()
+
+
+async def test_a_refresh_after_nothing_was_asked_asks_nothing():
+    source = Source()
+    catalog = Catalog(source.ask)
+    catalog.refresh()
+    await settle()
+    assert source.asked == []
+    await catalog.aclose()

@@ -10,7 +10,7 @@ import warnings
 import grpc
 import pytest
 
-from tests.transport.scripted import RefusalError, ScriptedServer
+from tests.transport.scripted import Gated, RefusalError, ScriptedServer, echo, make_endpoint
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     ConfigurationError,
@@ -20,35 +20,10 @@ from tritonasync.core.errors import (
     PoolClosedError,
     ServerUnreachableError,
 )
-from tritonasync.transport.channel import HeaderSupply, open_channels
-from tritonasync.transport.endpoint import RPC_GRACE_S, Endpoint
+from tritonasync.transport.channel import HeaderSupply
+from tritonasync.transport.endpoint import RPC_GRACE_S
 
 pytestmark = pytest.mark.anyio
-
-
-def make_endpoint(target, *, channels=1, headers=None, protocol_keys=None):
-    return Endpoint(
-        target,
-        open_channels(target, count=channels, tls=None),
-        HeaderSupply(headers or {}, protocol_keys or {}),
-    )
-
-
-async def echo(message):
-    return message
-
-
-class Gated:
-    """An answer that comes when the test says so."""
-
-    def __init__(self):
-        self.arrived = asyncio.Semaphore(0)
-        self.go = asyncio.Event()
-
-    async def __call__(self, message):
-        self.arrived.release()
-        await self.go.wait()
-        return message
 
 
 async def test_bytes_go_out_and_come_back_unchanged():
@@ -82,7 +57,7 @@ async def test_a_caller_cancelled_at_any_turn_never_cancels_the_call(turns):
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated) as server:
         endpoint = make_endpoint(server.target)
-        await endpoint._lanes[0].channel.channel_ready()
+        await endpoint._lanes.current[0].channel.channel_ready()
         caller = asyncio.create_task(endpoint.exchange("ModelInfer", b"x", Deadline.after(9)))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -232,7 +207,7 @@ async def test_several_channels_share_the_calls_that_are_out():
         ]
         for _ in range(9):
             await gated.arrived.acquire()
-        assert [lane.in_flight for lane in endpoint._lanes] == [3, 3, 3]
+        assert [lane.in_flight for lane in endpoint._lanes.current] == [3, 3, 3]
         gated.go.set()
         await asyncio.gather(*callers)
         await endpoint.aclose(NEVER)

@@ -28,6 +28,15 @@ KEEPALIVE_MS: Final = 330_000
 
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 
+_BALANCING: Final[tuple[tuple[str, int | str], ...]] = (
+    # A connection to each address of the name, and calls spread over them; gRPC's own choice, also
+    # for a plain host:port, is the first address that answers, for as long as it does.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    # The name is resolved anew when a connection breaks, and then as often as this (30 s is gRPC's
+    # own): a replacement's address is found while callers still retry.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+)
+
 _HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
@@ -37,7 +46,7 @@ def open_channels(target: str, *, count: int, tls: TlsConfig | None) -> list[grp
 
     Must be called inside the running event loop, to which the channels belong.
     """
-    options = channel_options(tls)
+    options = channel_options(tls, target)
     if tls is None:
         return [grpc.aio.insecure_channel(target, options=options) for _ in range(count)]
     credentials = grpc.ssl_channel_credentials(
@@ -48,7 +57,12 @@ def open_channels(target: str, *, count: int, tls: TlsConfig | None) -> list[grp
     return [grpc.aio.secure_channel(target, credentials, options=options) for _ in range(count)]
 
 
-def channel_options(tls: TlsConfig | None) -> list[tuple[str, int | str]]:
+def balanced(target: str) -> bool:
+    """Return whether gRPC spreads the calls of one channel over several servers."""
+    return target.startswith(("dns:", "xds:"))
+
+
+def channel_options(tls: TlsConfig | None, target: str = "") -> list[tuple[str, int | str]]:
     """Return gRPC's options for a channel to Triton."""
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -67,6 +81,8 @@ def channel_options(tls: TlsConfig | None) -> list[tuple[str, int | str]]:
         # gRPC's own retries cannot know what may have run on the server.
         ("grpc.enable_retries", 0),
     ]
+    if target.startswith("dns:"):
+        options += _BALANCING
     if tls is not None and tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
     return options

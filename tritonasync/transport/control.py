@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final, cast
 
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from tritonasync.core.deadline import Deadline
@@ -105,13 +106,13 @@ class Control:
             request.parameters["config"].string_param = config
         for path, content in files.items():
             request.parameters[f"file:{path}"].bytes_param = content
-        await self._call("RepositoryModelLoad", request, deadline, model=model)
+        await self._call("RepositoryModelLoad", request, deadline, model=model, repeatable=False)
 
     async def unload(self, model: str, deadline: Deadline, *, dependents: bool = False) -> None:
         """Begin to unload a model; the server answers before it is gone (server #4844)."""
         request = _pb.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = dependents
-        await self._call("RepositoryModelUnload", request, deadline, model=model)
+        await self._call("RepositoryModelUnload", request, deadline, model=model, repeatable=False)
 
     async def _metadata(self, model: str, version: str, deadline: Deadline) -> Any:
         request = _pb.ModelMetadataRequest(name=model, version=version)
@@ -130,15 +131,21 @@ class Control:
         *,
         model: str | None = None,
         stage: Stage = "server",
+        repeatable: bool = True,
     ) -> Any:
-        """Send a protobuf message and parse the answer."""
+        """Send a protobuf message and parse the answer; a question may always be asked again."""
         answer = await self._endpoint.exchange(
-            method, request.SerializeToString(), deadline, stage=stage, model=model
+            method,
+            request.SerializeToString(),
+            deadline,
+            stage=stage,
+            model=model,
+            repeatable=repeatable,
         )
         kind = getattr(_pb, f"{method}Response")
         try:
             return kind.FromString(answer)
-        except ValueError as error:  # protobuf's DecodeError is one
+        except DecodeError as error:
             raise ProtocolError(
                 f"{self.target}: the answer to {method} is no {kind.__name__}",
                 model=model,

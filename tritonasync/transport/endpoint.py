@@ -4,38 +4,48 @@ Owns: the rule that a call which was sent is never cancelled. Triton 2.51 dies (
 calls that are cancelled, whose deadline expires, or whose channel closes while they are out, within
 seconds under load; the fixes are spread over 2.53 to 2.59 (server issues #7368, #7472, #8034). So
 the caller of a call waits on a bare future beside it (``flights``): a caller that leaves, or whose
-time is up, drops the future, and the call goes on to its end.
+time is up, drops the future, and the call goes on to its end. It is cancelled only on request, and
+on a connection whose server gave a version that lives through it.
+
+A server that was restarted is noticed by its connection: what is sent on a channel that was
+connected and is not any more goes out on a new connection (``lanes`` number them), and the first
+answer on that one tells whoever watches that the server may be another one.
 
 Refuses to know: tensors and models' signatures; a message is bytes here.
 
 Invariants: a message is sent once; a call is awaited only when its status is there, since awaiting
-is what makes gRPC cancel it with its caller; :meth:`Endpoint.aclose` waits for all calls before a
-channel is closed.
+is what makes gRPC cancel it with its caller; a channel is closed when no call is out on it, or when
+the time of :meth:`Endpoint.aclose` is over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias, cast
+from typing import Final
 
 import grpc
 import grpc.aio
 
-from tritonasync.core.deadline import Deadline
+from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     PoolClosedError,
+    ServerError,
     Stage,
     TritonError,
 )
-from tritonasync.transport.channel import HeaderSupply, Metadata
-from tritonasync.transport.flights import Flight, Flights, UnaryCall
+from tritonasync.transport.channel import HeaderSupply, Metadata, balanced
+from tritonasync.transport.flights import Flight, Flights
+from tritonasync.transport.lanes import READY, Lane, Lanes
+from tritonasync.transport.peer import Peer
 from tritonasync.transport.status import error_from_status
-
-_SERVICE: Final = "/inference.GRPCInferenceService/"
+from tritonasync.transport.versions import ServerFeatures
 
 RPC_GRACE_S: Final = 300.0
 """How far gRPC's own deadline lies beyond the caller's: it expires on a dead server only."""
@@ -44,10 +54,7 @@ _RPC_LONGEST_S: Final = 86_400.0
 """gRPC's own deadline for a caller without one: a day. No deadline at all would never let go of a
 call whose server is gone without a word."""
 
-
 _TEARDOWN_S: Final = 0.05
-
-_Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,10 @@ class EndpointStatistics:
         target: The gRPC target.
         in_flight: Calls sent and not yet ended, abandoned ones included.
         succeeded: Calls that ended with an answer.
-        failed: Calls that ended with an error.
-        abandoned: Calls whose caller had left, or run out of time, before they ended.
+        failed: Calls that ended with an error, those cancelled on the server included.
+        abandoned: Calls whose caller had left, been let go, or run out of time before they ended.
+        reconnections: Connections made anew that were answered on, all channels together.
+        server_version: The version the server gave, if it was asked (``cancel_on_server``).
     """
 
     target: str
@@ -67,25 +76,8 @@ class EndpointStatistics:
     succeeded: int
     failed: int
     abandoned: int
-
-
-class _Lane:
-    """A channel, its multicallables by method, and the number of calls out on it."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self.in_flight = 0
-        self.methods: dict[str, _Method] = {}
-
-    def connected(self) -> bool:
-        """Return whether there is a connection."""
-        return self.channel.get_state() is grpc.ChannelConnectivity.READY
-
-    def add_method(self, name: str) -> _Method:
-        """Make the callable of a method, with identity serialisers: bytes in, bytes out."""
-        made = cast("_Method", self.channel.unary_unary(_SERVICE + name))
-        self.methods[name] = made
-        return made
+    reconnections: int = 0
+    server_version: str | None = None
 
 
 class Endpoint:
@@ -93,18 +85,32 @@ class Endpoint:
 
     Args:
         target: The gRPC target, for messages.
-        channels: At least one channel to it, made in the running event loop. Owned from here on.
+        channels: Makes channels to it, at least one, in the running event loop: now, and when the
+            endpoint is to connect anew. (A list of channels is kept: :meth:`let_go` makes no
+            others.) Owned from here on.
         headers: The metadata of each call.
+        cancel_on_server: Whether a call whose caller leaves, or runs out of time, is cancelled on
+            the server, too. Done only where that is known to do no harm: the server is asked for
+            its version on each new connection. Never on a ``dns:`` or ``xds:`` target, behind which
+            the versions may be mixed.
     """
 
     def __init__(
-        self, target: str, channels: list[grpc.aio.Channel], headers: HeaderSupply
+        self,
+        target: str,
+        channels: Callable[[], list[grpc.aio.Channel]] | list[grpc.aio.Channel],
+        headers: HeaderSupply,
+        *,
+        cancel_on_server: bool = False,
     ) -> None:
         self.target = target
-        self._lanes = [_Lane(channel) for channel in channels]
+        self._lanes = Lanes(channels)
         self._headers = headers
         self._flights = Flights(self._late, self._landed)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cancels = cancel_on_server and not balanced(target)
+        self._peer = Peer(self._ask_version if cancel_on_server else None)
+        self._answered_at = -math.inf
         self._asking = 0
         self._closing = False
         self._succeeded = 0
@@ -119,6 +125,8 @@ class Endpoint:
         *,
         stage: Stage = "server",
         model: str | None = None,
+        repeatable: bool = False,
+        via: Lane | None = None,
     ) -> bytes:
         """Send a message and return the answer.
 
@@ -128,8 +136,12 @@ class Endpoint:
             deadline: When the caller stops waiting. The call itself goes on.
             stage: What the deadline's error shall name, once there is a connection.
             model: The model concerned, for errors.
+            repeatable: Whether it does no harm to send it again, so that :meth:`let_go` may let
+                the caller go.
+            via: The channel to send it on; ``None`` for the one with the fewest calls out.
 
         Raises:
+            ConnectionLostError: The connection broke, or the caller was let go.
             DeadlineExceededError: The deadline passed.
             PoolClosedError: The endpoint is closed or closing.
             ServerError: The server answered with an error.
@@ -139,101 +151,189 @@ class Endpoint:
         metadata = self._headers.fixed
         if metadata is None:
             metadata = await self._ask_headers(deadline, model)
-        flight = self._send(method, message, metadata, deadline, stage=stage, model=model)
+        flight = self._send(method, message, metadata, deadline, stage, model, repeatable, via)
         try:
             await flight.waiter
         except asyncio.CancelledError:
             if flight.call.done() and not flight.forsaken:
                 self._abandon(flight)  # its answer was there, and its caller was about to wake
+            self._cancel(flight)
+            raise
+        except TritonError as error:
+            if isinstance(error, DeadlineExceededError):
+                self._cancel(flight)
+            del flight  # which holds the error, which holds this frame, and with it the message
             raise
         try:
             answer = await flight.call
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as failure:
             self._failed += 1
-            error = self._error(failure, model)
-            if error is None:
+            meant = self._error(failure, flight)
+            if meant is None:
                 raise
             try:
-                raise error from failure
+                raise meant from failure
             finally:
-                del error  # which holds this frame, and with it the message, until a collection
+                del meant  # which holds this frame, and with it the message, until a collection
         self._succeeded += 1
+        self._answered_at = time.monotonic()
+        if flight.connection > flight.lane.answered:
+            self._peer.heard(flight.lane, flight.connection)
         return answer
 
-    def _send(
+    def _send(  # noqa: PLR0917 - keywords would cost 0.1 µs of each call
         self,
         method: str,
         message: bytes,
         metadata: Metadata,
         deadline: Deadline,
-        *,
         stage: Stage,
         model: str | None,
-    ) -> Flight[_Lane]:
+        repeatable: bool,  # noqa: FBT001
+        via: Lane | None,
+    ) -> Flight:
         if self._closing:
             raise PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
-        left = deadline.remaining()
-        if not left:
+        now = time.monotonic()
+        left = deadline.at - now
+        if left <= 0:
             raise deadline.error("send", model=model, endpoint=self.target)
-        lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=_load)
+        lanes = self._lanes.current
+        if via is None or via.retired:
+            lane = lanes[0] if len(lanes) == 1 else min(lanes, key=_load)
+        else:
+            lane = via
+        if (lane.state() is READY) is not lane.ready:
+            lane.turn()
         timeout = min(left + RPC_GRACE_S, _RPC_LONGEST_S)
         send = lane.methods.get(method) or lane.add_method(method)
         call = send(message, timeout=timeout, metadata=metadata or None)
         lane.in_flight += 1
-        flight = Flight(call, lane, deadline, stage, model)
+        flight = Flight(call, lane, now, deadline, stage, model, repeatable)
         self._flights.launch(flight)
         return flight
 
     def _error(
-        self, failure: grpc.aio.AioRpcError | asyncio.CancelledError, model: str | None
+        self, failure: grpc.aio.AioRpcError | asyncio.CancelledError, flight: Flight
     ) -> TritonError | None:
         """Return what a failed call means; ``None`` if it is the caller that was cancelled."""
         if isinstance(failure, grpc.aio.AioRpcError):
-            return error_from_status(
-                failure.code().name, failure.details() or "", endpoint=self.target, model=model
-            )
+            return self._failure(failure, flight)
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return None
+        return self._lost(flight, "the call was torn down with its connection")
+
+    def _lost(self, flight: Flight, message: str) -> ConnectionLostError:
+        subject = f"model {flight.model!r} at {self.target}" if flight.model else self.target
         return ConnectionLostError(
-            f"{self.target}: the call was torn down with its connection",
-            model=model,
-            endpoint=self.target,
+            f"{subject}: {message}", model=flight.model, endpoint=self.target
         )
 
-    def _landed(self, flight: Flight[_Lane]) -> None:
-        flight.lane.in_flight -= 1
+    def _failure(self, failure: grpc.aio.AioRpcError, flight: Flight) -> TritonError:
+        """Return what a status means, and take note of what it tells of the connection."""
+        code, details = failure.code().name, failure.details() or ""
+        error = error_from_status(code, details, endpoint=self.target, model=flight.model)
+        if isinstance(error, ServerError):
+            self._answered(flight)
+        elif isinstance(error, ConnectionError) and flight.lane.ready:
+            flight.lane.lose(flight.connection)
+        return error
+
+    def _landed(self, flight: Flight) -> None:
+        lane = flight.lane
+        lane.in_flight -= 1
         if flight.forsaken:
             self._abandon(flight)
+        if lane.retired and not lane.in_flight:
+            self._lanes.close(lane)
 
-    def _abandon(self, flight: Flight[_Lane]) -> None:
+    def _abandon(self, flight: Flight) -> None:
         """Count a call that ended without a caller; gRPC tells what became of it to awaiters."""
         self._abandoned += 1
-        task = asyncio.get_running_loop().create_task(self._see_off(flight.call))
+        task = asyncio.get_running_loop().create_task(self._see_off(flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _see_off(self, call: UnaryCall) -> None:
+    async def _see_off(self, flight: Flight) -> None:
         try:
-            await call
-            self._succeeded += 1
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            await flight.call
+        except grpc.aio.AioRpcError as failure:
             self._failed += 1
+            self._failure(failure, flight)
+        except asyncio.CancelledError:
+            self._failed += 1
+        else:
+            self._succeeded += 1
+            self._answered(flight)
 
-    def _late(self, flight: Flight[_Lane]) -> DeadlineExceededError:
+    # --- the server at the other end ------------------------------------------------------------
+
+    def _answered(self, flight: Flight) -> None:
+        self._answered_at = time.monotonic()
+        if flight.connection > flight.lane.answered:
+            self._peer.heard(flight.lane, flight.connection)
+
+    async def _ask_version(self, lane: Lane) -> bytes:
+        return await self.exchange("ServerMetadata", b"", NEVER, repeatable=True, via=lane)
+
+    def _cancel(self, flight: Flight) -> None:
+        """Cancel a call whose caller is gone, if the server is known to live through it."""
+        lane = flight.lane
+        # On an older connection there may be an older server.
+        if self._cancels and lane.features.cancelling and flight.connection == lane.connection:
+            flight.call.cancel()
+
+    def watch_reconnections(self, callback: Callable[[], None]) -> None:
+        """Have a function called when a connection made anew was first answered on.
+
+        The server may be another process than before, with other models. One function is kept; it
+        must not raise.
+        """
+        self._peer.on_reconnected = callback
+
+    @property
+    def server_version(self) -> str | None:
+        """The version that the server gave; ``None`` while it is not known, or not asked for."""
+        return self._lanes.version
+
+    @property
+    def features(self) -> ServerFeatures:
+        """What the server can do, as far as its version is known."""
+        return ServerFeatures.of(self.server_version)
+
+    # --- silence --------------------------------------------------------------------------------
+
+    def silent_since(self) -> float:
+        """Return since when calls are out and nothing was answered, on the monotonic clock.
+
+        Infinity while nothing is out. What is out on retired channels counts while its caller
+        waits.
+        """
+        return max(self._answered_at, self._flights.oldest())
+
+    def let_go(self, reason: str) -> None:
+        """Let the callers of repeatable calls go with a ``ConnectionLostError``, and reconnect.
+
+        The calls go on, and the callers of the others go on waiting for theirs. What is sent from
+        now on goes out on fresh channels, unless they were renewed within the last second: a
+        connection may be dead without a word (half-open). ``reason`` is for the errors.
+        """
+        self._flights.let_go(lambda flight: self._lost(flight, f"its caller was let go: {reason}"))
+        if not self._closing:
+            self._lanes.renew(time.monotonic())
+
+    # --- what is waited for ---------------------------------------------------------------------
+
+    def _late(self, flight: Flight) -> DeadlineExceededError:
         stage = flight.stage if flight.lane.connected() else "connect"
         return flight.deadline.error(stage, model=flight.model, endpoint=self.target)
-
-    def waits_for(self) -> Stage:
-        """Return what a question for a signature is waiting for, to be named when time is up."""
-        stage = self.answers_by()
-        return "metadata" if stage == "server" else stage
 
     def answers_by(self) -> Stage:
         """Return what calls that are out are waiting for, to be named when time is up."""
         if self._asking:
             return "headers"
-        return "server" if any(lane.connected() for lane in self._lanes) else "connect"
+        return "server" if any(lane.connected() for lane in self._lanes.current) else "connect"
 
     async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
         """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""
@@ -251,10 +351,12 @@ class Endpoint:
         """Return what this endpoint has done so far."""
         return EndpointStatistics(
             target=self.target,
-            in_flight=sum(lane.in_flight for lane in self._lanes),
+            in_flight=len(self._flights),
             succeeded=self._succeeded,
             failed=self._failed,
             abandoned=self._abandoned,
+            reconnections=self._peer.reconnections,
+            server_version=self.server_version,
         )
 
     async def aclose(self, deadline: Deadline) -> None:
@@ -264,11 +366,12 @@ class Endpoint:
         ``ResourceWarning``: below Triton 2.59 that can crash the server.
         """
         self._closing = True
+        self._peer.stop()
         await self._flights.wait_until_quiet(deadline)
         torn = len(self._flights)
-        for lane in self._lanes:
-            await lane.channel.close()
+        await self._lanes.aclose()
         self._flights.close()
+        await self._peer.wait_stopped()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not torn:
             return
@@ -283,5 +386,5 @@ class Endpoint:
         )
 
 
-def _load(lane: _Lane) -> int:
+def _load(lane: Lane) -> int:
     return lane.in_flight

@@ -1,7 +1,7 @@
 """Calls that are out: who waits for each, until when, and when all are over.
 
-Owns: the futures that callers wait on, one timer for all their deadlines, waiting for the end of
-all. Refuses to know: what a message is, what an answer or an error means.
+Owns: the futures that callers wait on, one timer for all their deadlines, letting callers go,
+waiting for the end of all. Refuses to know: what a message is, what an answer or an error means.
 
 Invariants: a call is in the set until its status is there; a waiter that is done (answered, late,
 cancelled) is never touched again; the call itself is never cancelled here.
@@ -14,53 +14,71 @@ import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import grpc.aio
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage
 from tritonasync.core.watch import Watch
-
-_L = TypeVar("_L")
+from tritonasync.transport.lanes import Lane
 
 UnaryCall: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 
 
-class Flight(Generic[_L]):
+class Flight:
     """One call that is out.
 
     Attributes:
         call: The call.
         lane: What it went out on.
+        connection: The number of the lane's connection when it was sent.
+        sent_at: When it was sent, on the monotonic clock.
         deadline: When its caller stops waiting.
         stage: What the deadline's error names.
         model: The model called, if one is.
+        repeatable: Whether its caller may be let go to send it again.
         forsaken: Whether its caller had left when it was over.
-        waiter: Resolved when the status of the call is there, failed at the deadline, cancelled
-            with the caller.
+        waiter: Resolved when the status of the call is there, failed at the deadline or when the
+            caller is let go, cancelled with the caller.
     """
 
-    __slots__ = ("call", "deadline", "forsaken", "lane", "model", "stage", "waiter")
+    __slots__ = (
+        "call",
+        "connection",
+        "deadline",
+        "forsaken",
+        "lane",
+        "model",
+        "repeatable",
+        "sent_at",
+        "stage",
+        "waiter",
+    )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - keywords would cost 0.1 µs of each call
         self,
         call: UnaryCall,
-        lane: _L,
+        lane: Lane,
+        sent_at: float,
         deadline: Deadline,
         stage: Stage,
         model: str | None,
+        repeatable: bool,  # noqa: FBT001
     ) -> None:
         self.call = call
         self.lane = lane
+        self.connection = lane.connection
+        self.sent_at = sent_at
         self.deadline = deadline
         self.stage: Stage = stage
         self.model = model
+        self.repeatable = repeatable
         self.forsaken = False
         self.waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Flights(Generic[_L]):
+class Flights:
     """The calls that are out.
 
     Args:
@@ -69,11 +87,11 @@ class Flights(Generic[_L]):
     """
 
     def __init__(
-        self, late: Callable[[Flight[_L]], Exception], landed: Callable[[Flight[_L]], None]
+        self, late: Callable[[Flight], Exception], landed: Callable[[Flight], None]
     ) -> None:
         self._late = late
         self._landed = landed
-        self._out: set[Flight[_L]] = set()
+        self._out: dict[Flight, None] = {}  # the oldest first
         # No rest: a caller is let go a pause late at most.
         self._watch = Watch(asyncio.get_running_loop(), self._look, rest=0)
         self._quiet: asyncio.Event | None = None
@@ -81,18 +99,18 @@ class Flights(Generic[_L]):
     def __len__(self) -> int:
         return len(self._out)
 
-    def launch(self, flight: Flight[_L]) -> None:
+    def launch(self, flight: Flight) -> None:
         """Take note of a call that was sent."""
-        self._out.add(flight)
+        self._out[flight] = None
         # gRPC runs this when the status is there, and the call's own task ends in the same turn of
         # the loop: a caller that is woken by it finds the answer in the next turn. A task of ours
         # that awaited the call would cost one turn more, some 40 µs of a call's 300.
         flight.call.add_done_callback(partial(self._land, flight))
         self._watch.expect(flight.deadline.at)
 
-    def _land(self, flight: Flight[_L], call: UnaryCall) -> None:
+    def _land(self, flight: Flight, call: UnaryCall) -> None:
         del call  # the flight's own
-        self._out.discard(flight)
+        self._out.pop(flight, None)
         if flight.waiter.done():
             flight.forsaken = True
         else:
@@ -108,6 +126,21 @@ class Flights(Generic[_L]):
             if flight.deadline.expired(now):
                 flight.waiter.set_exception(self._late(flight))
         return min((f.deadline.at for f in waiting if not f.waiter.done()), default=math.inf)
+
+    def oldest(self) -> float:
+        """Return when the oldest call was sent whose silence says something; infinity if none is.
+
+        What nobody waits for says nothing of the present connections where it went out on another.
+        """
+        return next(
+            (f.sent_at for f in self._out if not (f.lane.retired and f.waiter.done())), math.inf
+        )
+
+    def let_go(self, error: Callable[[Flight], Exception]) -> None:
+        """Give the callers of repeatable calls an error each; the calls go on."""
+        for flight in self._out:
+            if flight.repeatable and not flight.waiter.done():
+                flight.waiter.set_exception(error(flight))
 
     async def wait_until_quiet(self, deadline: Deadline) -> None:
         """Return when no call is out, or at the deadline."""

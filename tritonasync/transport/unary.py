@@ -55,7 +55,11 @@ class UnaryInvoker:
                 partial(encode_request, call), deadline=call.deadline, model=call.model
             )
         answer = await self._endpoint.exchange(
-            "ModelInfer", message, call.deadline, model=call.model
+            "ModelInfer",
+            message,
+            call.deadline,
+            model=call.model,
+            repeatable=call.idempotent,
         )
         try:
             if len(answer) < _LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
