@@ -1,0 +1,173 @@
+"""Endpoints that answer as the test says, and calls to send to them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.errors import (
+    ConnectionLostError,
+    ModelNotFoundError,
+    ServerUnreachableError,
+    TritonError,
+)
+from tritonasync.core.resilience import HealthPolicy, RetryPolicy
+from tritonasync.core.values import Call, InputTensor, ModelSpec, Reply
+from tritonasync.routing.router import Router
+
+SPEC = ModelSpec("net", "", ("1",), "", 8, (), ())
+
+
+def call(rows: int = 1, *, deadline: Deadline = NEVER, idempotent=True, parameters=(), model="net"):
+    array = np.zeros((rows, 1), np.int64)
+    return Call(
+        model,
+        "",
+        (InputTensor("A", "INT64", array.shape, (array,)),),
+        rows,
+        parameters=parameters,
+        deadline=deadline,
+        idempotent=idempotent,
+    )
+
+
+def step(number: int | str, *, start=False, end=False, **options) -> Call:
+    parameters = (("sequence_id", number), ("sequence_start", start), ("sequence_end", end))
+    return call(parameters=parameters, **options)
+
+
+def unreachable() -> TritonError:
+    return ServerUnreachableError("nobody there")
+
+
+def lost() -> TritonError:
+    return ConnectionLostError("broke")
+
+
+def answered(kind: type[TritonError], code: str = "UNAVAILABLE") -> Callable[[], TritonError]:
+    """A server's error of a class, new each time."""
+
+    def make() -> TritonError:
+        return kind(kind.__name__, code=code, details="as told")  # type: ignore[call-arg]
+
+    return make
+
+
+def in_turn(*failures) -> Callable[[], TritonError | None]:
+    """What a server fails of, one call after the other; ``None`` for an answer."""
+    left = iter(failures)
+
+    def make() -> TritonError | None:
+        failure = next(left)
+        return None if failure is None else failure()
+
+    return make
+
+
+not_found = answered(ModelNotFoundError, "NOT_FOUND")
+
+
+class Server:
+    """A backend; ``error`` makes what it fails of, ``hold`` keeps callers waiting.
+
+    Whoever waits is let go like the callers of a silent endpoint; what a caller that left had sent
+    is in ``abandoned``.
+    """
+
+    def __init__(self, name: str, *, error=None, hold=False, ready: bool | Callable = True):
+        self.target = f"{name}:1"
+        self.error: Callable[[], TritonError | None] | None = error
+        self.hold = hold
+        self.is_ready = ready
+        self.calls: list[Call] = []
+        self.waiting: list[asyncio.Future[None]] = []
+        self.abandoned = 0
+        self.asked = 0
+        self.asked_models: list[str] = []
+        self.let_go_for: list[str] = []
+        self.last_answer = -math.inf
+        self.closed = False
+
+    async def infer(self, sent: Call) -> Reply:
+        self.calls.append(sent)
+        await self._serve()
+        return Reply(sent.model, "1", {}, request_id=self.target)
+
+    async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        await self._serve()
+        return SPEC
+
+    async def _serve(self) -> None:
+        if self.hold:
+            gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiting.append(gate)
+            self.since = time.monotonic()
+            try:
+                await gate
+            except asyncio.CancelledError:
+                self.abandoned += 1
+                raise
+            finally:
+                self.waiting.remove(gate)
+        else:
+            await asyncio.sleep(0)
+        error = None if self.error is None else self.error()
+        if error is not None:
+            raise error
+        self.last_answer = time.monotonic()
+
+    def release(self) -> None:
+        self.hold = False
+        for gate in self.waiting:
+            if not gate.done():
+                gate.set_result(None)
+
+    async def ready(self, deadline: Deadline) -> bool:
+        self.asked += 1
+        return await self._ready()
+
+    async def model_ready(self, model: str, version: str, deadline: Deadline) -> bool:
+        self.asked_models.append(model)
+        return await self._ready()
+
+    async def _ready(self) -> bool:
+        await asyncio.sleep(0)
+        outcome = self.is_ready() if callable(self.is_ready) else self.is_ready
+        if asyncio.iscoroutine(outcome):
+            outcome = await outcome
+        self.last_answer = time.monotonic()
+        return outcome
+
+    def silent_since(self) -> float:
+        return max(self.since, self.last_answer) if self.waiting else math.inf
+
+    def let_go(self, reason: str) -> None:
+        self.let_go_for.append(reason)
+        for gate in self.waiting:
+            if not gate.done():
+                gate.set_exception(ConnectionLostError(f"{self.target}: {reason}"))
+
+
+def router(*servers: Server, retry=None, health=None, prefer_near=False, weights=()) -> Router:
+    """A router over the servers, with short pauses and no probes unless told otherwise."""
+    made = Router(
+        retry or RetryPolicy(backoff_s=0.001, max_backoff_s=0.002),
+        health or HealthPolicy(probe_interval_s=None, ejection_s=30),
+        prefer_near=prefer_near,
+    )
+    for index, server in enumerate(servers):
+        made.fleet.add(server, weight=weights[index] if weights else 1.0)
+    return made
+
+
+async def until(condition: Callable[[], bool], patience_s: float = 5.0) -> None:
+    """Wait for what is bound to happen."""
+    limit = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        await asyncio.sleep(0.001)

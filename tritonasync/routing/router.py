@@ -1,0 +1,306 @@
+"""The stage that picks an endpoint for each call, and another one when that fails.
+
+Owns: the order of attempts, the affinity of sequences. Refuses to know: who is well (``fleet``),
+how retries are paced (``retry``), when a second attempt is sent beside a slow one (``hedge``), how
+an endpoint is reached.
+
+Invariants: an endpoint's load is raised before anything is awaited and lowered whatever happens;
+every attempt is either the caller's own or a task that ends with its call; a step of a sequence
+goes to the endpoint that has the sequence's state, or fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import TritonError
+from tritonasync.core.ports import Backend
+from tritonasync.core.resilience import HealthPolicy, RetryPolicy
+from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.routing.affinity import Pins, SequenceKey, sequence_of
+from tritonasync.routing.budget import Budget
+from tritonasync.routing.fleet import Fleet
+from tritonasync.routing.hedge import Hedges
+from tritonasync.routing.member import Member
+from tritonasync.routing.prober import Prober
+from tritonasync.routing.retry import Errand, Retries
+from tritonasync.routing.statistics import RoutingStatistics
+from tritonasync.routing.verdict import may_retry
+
+_T = TypeVar("_T")
+
+Send = Callable[[Member], Awaitable[_T]]
+"""What is tried on one endpoint."""
+
+
+class Router:
+    """Sends each call to an endpoint (an :class:`~tritonasync.core.ports.Invoker`).
+
+    Must be made inside the running event loop.
+
+    Args:
+        retry: When what failed is sent again.
+        health: When an endpoint is left out.
+        prefer_near: Whether endpoints on the loopback interface come first.
+
+    Attributes:
+        fleet: The endpoints.
+    """
+
+    def __init__(
+        self, retry: RetryPolicy, health: HealthPolicy, *, prefer_near: bool = False
+    ) -> None:
+        self.fleet = Fleet(health, prefer_near=prefer_near)
+        self._budget = Budget(share=retry.budget, least_per_s=retry.min_retries_per_s)
+        self._retries = Retries(retry, self._budget)
+        self._hedges = Hedges(retry, self._budget, self.fleet) if retry.hedges else None
+        self._prober = Prober(self.fleet, health)
+        self._pins: Pins[Member] = Pins()
+        self._emptied: dict[Member, asyncio.Event] = {}
+        self._stopped = False
+
+    async def infer(self, call: Call) -> Reply:
+        """Run one inference, on another endpoint if one fails it.
+
+        Raises:
+            DeadlineExceededError: The call's deadline passed.
+            TritonError: The last attempt's error; ``attempts`` has the history.
+        """
+        if call.parameters and (sequence := sequence_of(call)) is not None:
+            return await self._step(call, *sequence)
+        if self._hedges is not None and call.idempotent:
+            return await self._hedged(call)
+        # The healthy path: no errand, no closure, no tenacity.
+        now = time.monotonic()
+        self._begin(now)
+        key = call.model, call.version
+        rows = call.rows or 1
+        member = self.fleet.pick(key, now, rows)
+        member.attempts += 1
+        member.load += rows
+        try:
+            reply = await member.backend.infer(call)
+        except TritonError as error:
+            failure = error
+        except BaseException:
+            member.drop_trial(key)
+            raise
+        else:
+            end = time.monotonic()
+            member.answered(key, end, end - now)
+            return reply
+        finally:
+            member.load -= rows
+            if member.draining:
+                self._left(member)
+        try:
+            errand = Errand(key, call.deadline, call.idempotent, now)
+            self._failed(errand, member, failure, now)
+            return await self._again(errand, failure, lambda m: m.backend.infer(call), rows)
+        finally:
+            del failure  # it holds this frame, and with it the call, until a collection
+
+    async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
+        """Return a model's signature, from whichever endpoint has it.
+
+        Raises as :meth:`infer` does.
+        """
+        return await self._run(
+            Errand((model, version), deadline, idempotent=True, began=time.monotonic()),
+            lambda member: member.backend.describe(model, version, deadline),
+            rows=1,
+        )
+
+    def _begin(self, now: float) -> None:
+        self._budget.called(now)
+        if self._prober.dormant:
+            self._prober.wake()
+
+    # --- attempts -------------------------------------------------------------------------------
+
+    async def _run(self, errand: Errand, send: Send[_T], rows: int) -> _T:
+        """Try, and try again."""
+        self._begin(errand.began)
+        member = self.fleet.pick(errand.key, errand.began)
+        try:
+            return await self._attempt(errand, member, send, rows)
+        except TritonError as error:
+            failure = error
+        try:
+            return await self._again(errand, failure, send, rows)
+        finally:
+            del failure
+
+    async def _attempt(
+        self, errand: Errand, member: Member, send: Send[_T], rows: int, *, hedge: bool = False
+    ) -> _T:
+        began = time.monotonic()
+        member.attempts += 1
+        member.load += rows
+        try:
+            answer = await send(member)
+        except TritonError as error:
+            self._failed(errand, member, error, began, hedge=hedge)
+            raise
+        except BaseException:
+            member.drop_trial(errand.key)
+            raise
+        finally:
+            member.load -= rows
+            if member.draining:
+                self._left(member)
+        member.answered(errand.key, time.monotonic())
+        return answer
+
+    def _failed(
+        self,
+        errand: Errand,
+        member: Member,
+        error: TritonError,
+        began: float,
+        *,
+        hedge: bool = False,
+    ) -> None:
+        member.failed(errand.key, error, time.monotonic())
+        errand.note(member, error, began, hedge=hedge)
+
+    async def _again(self, errand: Errand, failure: TritonError, send: Send[_T], rows: int) -> _T:
+        def permitted(error: TritonError) -> bool:
+            return not self._stopped and may_retry(
+                error,
+                idempotent=errand.idempotent,
+                elsewhere=self.fleet.has_other(errand.tried),
+            )
+
+        async def attempt() -> _T:
+            member = self.fleet.pick_other(errand.key, errand.tried, time.monotonic())
+            return await self._attempt(errand, member, send, rows)
+
+        if not permitted(failure):
+            raise errand.sign(failure)
+        return await self._retries.again(errand, failure, permitted, attempt)
+
+    async def _hedged(self, call: Call) -> Reply:
+        assert self._hedges is not None  # noqa: S101 - asked by the caller
+        errand = Errand(
+            (call.model, call.version), call.deadline, idempotent=True, began=time.monotonic()
+        )
+        rows = call.rows or 1
+
+        def send(member: Member) -> Awaitable[Reply]:
+            return member.backend.infer(call)
+
+        self._begin(errand.began)
+
+        async def attempt(member: Member, *, hedge: bool) -> Reply:
+            return await self._attempt(errand, member, send, rows, hedge=hedge)
+
+        try:
+            return await self._hedges.race(errand, attempt)
+        except TritonError as error:
+            failure = error
+        try:
+            return await self._again(errand, failure, send, rows)
+        finally:
+            del failure
+
+    # --- sequences ------------------------------------------------------------------------------
+
+    async def _step(self, call: Call, key: SequenceKey, start: bool, end: bool) -> Reply:  # noqa: FBT001
+        """Run one step of a sequence where the sequence's state is.
+
+        A step changes the state, so that none is sent twice; only the first may go elsewhere, if it
+        certainly did not run.
+        """
+        errand = Errand(
+            (call.model, call.version), call.deadline, idempotent=False, began=time.monotonic()
+        )
+        rows = call.rows or 1
+        once = replace(call, idempotent=False)
+
+        def send(member: Member) -> Awaitable[Reply]:
+            if start:  # before it is answered, for steps that are sent on its heels
+                self._pins.pin(key, member, errand.began)
+            return member.backend.infer(once)
+
+        if start:
+            reply = await self._run(errand, send, rows)
+        else:
+            self._begin(errand.began)
+            member = self._pins.find(key, errand.began)
+            if member is None:
+                member = self.fleet.pick(errand.key, errand.began)
+            reply = await self._attempt(errand, member, send, rows)
+        if end:
+            self._end(key)
+        return reply
+
+    def _end(self, key: SequenceKey) -> None:
+        member = self._pins.find(key, time.monotonic())
+        self._pins.release(key)
+        if member is not None:
+            self._left(member)
+
+    # --- endpoints ------------------------------------------------------------------------------
+
+    async def remove(self, target: str, deadline: Deadline) -> Backend:
+        """Send nothing new to an endpoint, wait until it has answered, and forget it.
+
+        Sequences whose state is there may go on until the deadline.
+
+        Returns:
+            The endpoint, for its owner to close.
+
+        Raises:
+            ConfigurationError: There is no such endpoint, or no other.
+        """
+        member = self.fleet.retire(target)
+        self._pins.expire(time.monotonic())
+        emptied = self._emptied[member] = asyncio.Event()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline.wait_s()):
+                    if not self._is_empty(member):
+                        await emptied.wait()
+        finally:
+            del self._emptied[member]
+            self._pins.lost(member)
+            self.fleet.drop(member)
+        return member.backend
+
+    def _is_empty(self, member: Member) -> bool:
+        return not member.load and not self._pins.count(member)
+
+    def _left(self, member: Member) -> None:
+        """Take note that an attempt on an endpoint that is being removed is over."""
+        if member in self._emptied and self._is_empty(member):
+            self._emptied[member].set()
+
+    async def stop(self) -> None:
+        """Stop watching and retrying: the endpoints are about to be closed."""
+        self._stopped = True
+        await self._prober.aclose()
+
+    async def aclose(self) -> None:
+        """Wait for the end of what hedging began; the endpoints have ended their calls."""
+        if self._hedges is not None:
+            await self._hedges.aclose()
+
+    def statistics(self) -> RoutingStatistics:
+        """Return what routing has done so far."""
+        self.fleet.refresh()
+        hedges = self._hedges
+        return RoutingStatistics(
+            retries=self._retries.count,
+            hedges=0 if hedges is None else hedges.count,
+            hedge_wins=0 if hedges is None else hedges.wins,
+            over_budget=self._budget.refused,
+            sequences=len(self._pins),
+            endpoints=tuple([member.report() for member in self.fleet.members]),
+        )
