@@ -12,8 +12,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tritonasync.batching.statistics import BatchingStatistics
+    from tritonasync.blocking import (
+        BlockingAdmin,
+        BlockingClassifier,
+        BlockingDetector,
+        BlockingEncoder,
+        BlockingModel,
+        BlockingPool,
+    )
     from tritonasync.core.errors import (
         AccessDeniedError,
+        Attempt,
         ConfigurationError,
         ConnectionLostError,
         ControlRefusedError,
@@ -59,6 +68,7 @@ if TYPE_CHECKING:
         ModelStatistics,
         ServerMetadata,
     )
+    from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
     from tritonasync.core.values import ModelSpec, TensorSpec
     from tritonasync.handles.classifications import Classification, Classifications, ClassScore
     from tritonasync.handles.classifier import Classifier
@@ -68,16 +78,26 @@ if TYPE_CHECKING:
     from tritonasync.handles.encoder import Encoder
     from tritonasync.handles.model import ModelHandle
     from tritonasync.handles.outputs import Outputs
-    from tritonasync.pool import PoolStatistics, TritonPool
+    from tritonasync.pool import TritonPool
+    from tritonasync.routing.member import EndpointHealth
+    from tritonasync.routing.statistics import RoutingStatistics
+    from tritonasync.stages import PoolStatistics
     from tritonasync.transport.admin import Admin
     from tritonasync.transport.endpoint import EndpointStatistics
 
 __all__ = [
     "AccessDeniedError",
     "Admin",
+    "Attempt",
     "BatchPolicy",
     "BatchStatistics",
     "BatchingStatistics",
+    "BlockingAdmin",
+    "BlockingClassifier",
+    "BlockingDetector",
+    "BlockingEncoder",
+    "BlockingModel",
+    "BlockingPool",
     "Candidates",
     "ClassScore",
     "Classification",
@@ -93,7 +113,10 @@ __all__ = [
     "Detector",
     "Duration",
     "Encoder",
+    "EndpointHealth",
+    "EndpointSpec",
     "EndpointStatistics",
+    "HealthPolicy",
     "IndexEntry",
     "InvalidInputError",
     "InvalidRequestError",
@@ -118,6 +141,8 @@ __all__ = [
     "RegionExistsError",
     "RegionInvalidError",
     "RegionNotFoundError",
+    "RetryPolicy",
+    "RoutingStatistics",
     "RuntimeSetupError",
     "ServerError",
     "ServerMetadata",
@@ -140,8 +165,17 @@ __all__ = [
 
 _NAMES = {
     "tritonasync.batching.statistics": ("BatchingStatistics",),
+    "tritonasync.blocking": (
+        "BlockingAdmin",
+        "BlockingClassifier",
+        "BlockingDetector",
+        "BlockingEncoder",
+        "BlockingModel",
+        "BlockingPool",
+    ),
     "tritonasync.core.errors": (
         "AccessDeniedError",
+        "Attempt",
         "ConfigurationError",
         "ConnectionLostError",
         "ControlRefusedError",
@@ -187,6 +221,7 @@ _NAMES = {
         "ModelStatistics",
         "ServerMetadata",
     ),
+    "tritonasync.core.resilience": ("EndpointSpec", "HealthPolicy", "RetryPolicy"),
     "tritonasync.core.values": (
         "ModelSpec",
         "TensorSpec",
@@ -199,10 +234,10 @@ _NAMES = {
     "tritonasync.handles.encoder": ("Encoder",),
     "tritonasync.handles.model": ("ModelHandle",),
     "tritonasync.handles.outputs": ("Outputs",),
-    "tritonasync.pool": (
-        "PoolStatistics",
-        "TritonPool",
-    ),
+    "tritonasync.pool": ("TritonPool",),
+    "tritonasync.routing.member": ("EndpointHealth",),
+    "tritonasync.routing.statistics": ("RoutingStatistics",),
+    "tritonasync.stages": ("PoolStatistics",),
     "tritonasync.transport.admin": ("Admin",),
     "tritonasync.transport.endpoint": ("EndpointStatistics",),
 }

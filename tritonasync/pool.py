@@ -1,75 +1,44 @@
-"""The pool: what a user opens, and the only file that knows the order of the stages.
+"""The pool: what a user opens.
 
-::
-
-    handle → (Padder) → Gate → Splitter → Batcher → UnaryInvoker → Endpoint
-                         ├────── Lane ───────┘                       │
-                         └──→ Catalog → Control ─────────────────────┘
-
-Owns: opening and closing. Every task below belongs to the stage that started it, and
-:meth:`TritonPool.aclose` awaits them all, from the top down.
+Owns: opening, closing, the options of a pool, the making of handles. Refuses to know: what is
+behind the gate (``stages`` does).
 """
 
 from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Final, ParamSpec, Self
 
 import anyio
 
-from tritonasync.batching.batcher import Batcher
 from tritonasync.batching.padding import Padder
-from tritonasync.batching.splitter import Splitter
-from tritonasync.batching.statistics import BatchingStatistics
+from tritonasync.blocking import BlockingPool
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.policies import BatchPolicy, HeaderSource, Padding, TlsConfig
+from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
 from tritonasync.handles.classifier import Activation, Classifier
 from tritonasync.handles.detector import DecoderChoice, Detector
 from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.frames import Layout
 from tritonasync.handles.model import ModelHandle
 from tritonasync.handles.slot import Casting
+from tritonasync.options import Options, endpoints_of
+from tritonasync.stages import PoolStatistics, Stages
 from tritonasync.transport.admin import Admin
-from tritonasync.transport.catalog import Catalog
-from tritonasync.transport.channel import HeaderSupply, open_channels
+from tritonasync.transport.channel import HeaderSupply
 from tritonasync.transport.control import Control
-from tritonasync.transport.endpoint import Endpoint, EndpointStatistics
 from tritonasync.transport.gate import Gate, GateState
 from tritonasync.transport.target import parse_target
-from tritonasync.transport.unary import UnaryInvoker
+
+_P = ParamSpec("_P")
 
 _BATCHING: Final = BatchPolicy()
+_RETRY: Final = RetryPolicy()
+_HEALTH: Final = HealthPolicy()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    """A snapshot of a pool.
-
-    Attributes:
-        in_flight: Calls inside the pool, whose callers wait.
-        endpoints: What each endpoint has done so far.
-        batching: What became of the rows of each model that was called.
-    """
-
-    in_flight: int
-    endpoints: tuple[EndpointStatistics, ...]
-    batching: tuple[BatchingStatistics, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Stages:
-    """What exists while a pool is open."""
-
-    endpoint: Endpoint
-    control: Control
-    catalog: Catalog
-    batcher: Batcher | None
 
 
 class TritonPool:
@@ -85,8 +54,13 @@ class TritonPool:
 
     Args:
         url: ``host:port`` of the server's gRPC service, or a target that gRPC resolves itself
-            (``dns:///name:port``, ``unix:/path``, …).
+            (``dns:///name:port``, ``unix:/path``, …); or a list of them, each a URL or an
+            :class:`EndpointSpec`, among which calls are balanced.
         batching: How the rows of many callers become batches; ``None`` to send each call alone.
+        retry: When what failed is sent again, and what is slow is sent twice.
+        health: When an endpoint is left out, and how it comes back.
+        prefer_loopback: Whether endpoints on this machine (the loopback interface, a Unix socket)
+            come first, as long as one of them is well.
         timeout_s: Seconds that a call may take unless it says otherwise; ``math.inf`` for no limit.
         channels: Connections to the server. One carries most loads; several help where large
             messages hold up small ones.
@@ -102,9 +76,12 @@ class TritonPool:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str | EndpointSpec],
         *,
         batching: BatchPolicy | None = _BATCHING,
+        retry: RetryPolicy = _RETRY,
+        health: HealthPolicy = _HEALTH,
+        prefer_loopback: bool = False,
         timeout_s: float = 30.0,
         channels: int = 1,
         tls: TlsConfig | None = None,
@@ -113,28 +90,47 @@ class TritonPool:
         close_timeout_s: float = 30.0,
     ) -> None:
         self._gate = Gate()
-        self._target = parse_target(url)
-        if not (isinstance(channels, int) and channels >= 1):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(
-                f"channels must be 1 or more, a whole number, not {channels!r}"
-            )
-        if not (tls is None or isinstance(tls, TlsConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"tls must be a TlsConfig(ca=…) or None, not {tls!r}")
-        if not (batching is None or isinstance(batching, BatchPolicy)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"batching must be a BatchPolicy or None, not {batching!r}")
         Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
         Deadline.after(close_timeout_s, name="close_timeout_s")
-        self._batching = batching
+        self._options = Options(
+            endpoints=endpoints_of(url),
+            batching=batching,
+            retry=retry,
+            health=health,
+            prefer_loopback=prefer_loopback,
+            channels=channels,
+            tls=tls,
+            headers=HeaderSupply(headers, protocol_keys),
+        )
         self._timeout_s = timeout_s
         self._close_timeout_s = close_timeout_s
-        self._channels = channels
-        self._tls = tls
-        self._headers = HeaderSupply(headers, protocol_keys)
-        self._stages: _Stages | None = None
+        self._stages: Stages | None = None
         self._closing: asyncio.Task[None] | None = None
 
+    @classmethod  # pyright: ignore[reportArgumentType] - to pyright, `type[T]` makes an object
+    def blocking(
+        cls: Callable[_P, TritonPool],
+        /,
+        *args: _P.args,
+        **options: _P.kwargs,
+    ) -> BlockingPool:
+        """Return a pool for scripts and notebooks, whose methods wait instead of being awaited.
+
+        The arguments are the pool's own. Use it in ``with``, or ``open()`` and ``close()`` it.
+
+        Raises:
+            ConfigurationError: An argument makes no sense; nothing was opened.
+        """
+        return BlockingPool(cls(*args, **options))
+
     def __repr__(self) -> str:
-        return f"<TritonPool {self._target} {self._gate.state.name.lower()}>"
+        targets = ", ".join(self._targets())
+        return f"<TritonPool {targets} {self._gate.state.name.lower()}>"
+
+    def _targets(self) -> tuple[str, ...]:
+        if self._stages is not None:
+            return tuple(self._stages.controls())
+        return tuple([endpoint.url for endpoint in self._options.endpoints])
 
     async def open(self) -> Self:
         """Open the pool in the running event loop. Nothing is sent before the first call.
@@ -145,24 +141,10 @@ class TritonPool:
         """
         self._gate.open()
         try:
-            channels = open_channels(self._target, count=self._channels, tls=self._tls)
+            self._stages = Stages(self._options, self._gate)
         except BaseException:
             self._gate.shut()
             raise
-        endpoint = Endpoint(self._target, channels, self._headers)
-        control = Control(endpoint)
-        catalog = Catalog(control.describe, endpoint.waits_for)
-        invoker = UnaryInvoker(endpoint)
-        policy = self._batching
-        if policy is None:
-            self._stages = _Stages(endpoint, control, catalog, None)
-            self._gate.lead_to(Splitter(invoker, catalog), catalog)
-            return self
-        batcher = Batcher(invoker, catalog, policy, endpoint.answers_by)
-        self._stages = _Stages(endpoint, control, catalog, batcher)
-        limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
-        splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
-        self._gate.lead_to(splitter, catalog, batcher.lane)
         return self
 
     async def aclose(self) -> None:
@@ -197,19 +179,9 @@ class TritonPool:
         if failure is not None:
             raise failure
 
-    async def _close(self, stages: _Stages) -> None:
-        deadline = Deadline.after(self._close_timeout_s)
-        batcher = stages.batcher
+    async def _close(self, stages: Stages) -> None:
         try:
-            if batcher is not None:
-                batcher.hasten()
-            await self._gate.close(deadline)
-            if batcher is not None:
-                await batcher.drain(deadline)
-            await stages.catalog.aclose()
-            await stages.endpoint.aclose(deadline)
-            if batcher is not None:
-                await batcher.aclose()
+            await stages.close(Deadline.after(self._close_timeout_s))
         finally:
             self._gate.shut()
 
@@ -241,6 +213,7 @@ class TritonPool:
         *,
         casting: Casting = "safe",
         padding: Padding | None = None,
+        idempotent: bool = True,
     ) -> ModelHandle:
         """Return a handle that takes and gives tensors by name. No I/O; make it where needed.
 
@@ -249,6 +222,9 @@ class TritonPool:
             version: A version of it; empty for the server's choice (its latest).
             casting: Which arrays are converted to the model's dtype unasked, in numpy's words.
             padding: How rows of different lengths share a batch, for a model with a free axis.
+            idempotent: Whether it does no harm if the model runs twice. If not, a call is sent
+                again only where it certainly did not run. (Classifiers, detectors and encoders are
+                taken to be idempotent.)
 
         Raises:
             ConfigurationError: An option makes no sense.
@@ -261,6 +237,7 @@ class TritonPool:
             timeout_s=self._timeout_s,
             casting=casting,
             padding=padding,
+            idempotent=idempotent,
             lane=self._gate.lane,
         )
 
@@ -355,23 +332,52 @@ class TritonPool:
             casting=casting,
         )
 
+    async def add_endpoint(self, url: str | EndpointSpec) -> None:
+        """Take another server in; it gets its share of the calls from now on.
+
+        Raises:
+            ConfigurationError: The URL makes no sense, or is an endpoint of this pool already.
+            PoolClosedError: The pool is not open.
+            WrongContextError: This is another event loop or process than the pool's.
+        """
+        (spec,) = endpoints_of([url])
+        self._open_stages().add(spec)
+
+    async def remove_endpoint(self, url: str, *, timeout_s: float | None = None) -> None:
+        """Send nothing new to a server, wait for what is out on it, then disconnect from it.
+
+        Cancelling this call leaves the server removed, and what is out goes on.
+
+        Args:
+            url: The URL as it was given.
+            timeout_s: Seconds to wait for calls, and for sequences whose state is there; ``None``
+                for the pool's ``close_timeout_s``. Calls still out then are torn down with a
+                ``ResourceWarning``, as when the pool is closed.
+
+        Raises:
+            ConfigurationError: It is no endpoint of this pool, or the last one.
+            PoolClosedError: The pool is not open.
+            WrongContextError: This is another event loop or process than the pool's.
+        """
+        stages = self._open_stages()
+        seconds = self._close_timeout_s if timeout_s is None else timeout_s
+        await stages.remove(parse_target(url), Deadline.after(seconds))
+
     @property
     def admin(self) -> Admin:
-        """What can be asked of the server beside inference: readiness, index, load, …."""
-        return Admin(self._control, self._gate, self._timeout_s)
+        """What can be asked of the servers beside inference: readiness, index, load, …."""
+        return Admin(self._controls, self._gate, self._timeout_s)
 
-    def _control(self) -> Control:
+    def _controls(self) -> dict[str, Control]:
+        return self._open_stages().controls()
+
+    def _open_stages(self) -> Stages:
         self._gate.check()
         assert self._stages is not None  # noqa: S101 - an open gate has stages behind it
-        return self._stages.control
+        return self._stages
 
     def statistics(self) -> PoolStatistics:
         """Return a snapshot of what the pool is doing and has done."""
-        stages = self._stages
-        if stages is None:
+        if self._stages is None:
             return PoolStatistics(self._gate.inside, ())
-        endpoints, batcher = (stages.endpoint.statistics(),), stages.batcher
-        if batcher is None:
-            return PoolStatistics(self._gate.inside, endpoints)
-        in_flight = self._gate.inside + batcher.items()
-        return PoolStatistics(in_flight, endpoints, batcher.statistics())
+        return self._stages.statistics()

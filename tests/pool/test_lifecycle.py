@@ -302,7 +302,7 @@ async def test_a_pool_that_cannot_open_is_closed(monkeypatch):
     def fail(*args, **options):
         raise OSError("no")
 
-    monkeypatch.setattr("tritonasync.pool.open_channels", fail)
+    monkeypatch.setattr("tritonasync.stages.open_channels", fail)
     pool = TritonPool("localhost:1")
     with pytest.raises(OSError, match="no"):
         await pool.open()

@@ -198,13 +198,14 @@ WRONG = [
 
 @pytest.mark.parametrize(("inputs", "says"), WRONG)
 async def test_what_does_not_fit_is_refused_before_anything_is_sent(pool, inputs, says):
-    sent, exchange = [], pool._stages.endpoint.exchange
+    (backend,) = pool._stages._backends.values()
+    sent, exchange = [], backend.endpoint.exchange
 
     async def record(method, *args, **options):
         sent.append(method)
         return await exchange(method, *args, **options)
 
-    pool._stages.endpoint.exchange = record
+    backend.endpoint.exchange = record
     with pytest.raises(InvalidInputError, match=says) as caught:
         await pool.model("ident")(inputs)
     assert "model 'ident'" in str(caught.value)

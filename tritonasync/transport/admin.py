@@ -26,6 +26,7 @@ from tritonasync.core.ports import ModelCatalog
 from tritonasync.core.reports import IndexEntry, ModelConfig, ModelStatistics, ServerMetadata
 from tritonasync.core.values import ModelSpec
 from tritonasync.transport.control import Control
+from tritonasync.transport.target import parse_target
 
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
@@ -34,30 +35,75 @@ LONGEST_PAUSE_S: Final = 0.5
 class Admin:
     """Liveness, readiness, signatures, statistics, loading and unloading.
 
+    With several endpoints, a question whose answers can be summed up (``live``, ``ready``) is put
+    to all; one whose answers differ (``index``, ``statistics``, …) wants one endpoint:
+    ``pool.admin.at("host:8001").index()``. ``load`` and ``unload`` go from endpoint to endpoint, so
+    that the others serve meanwhile, and stop at the first that fails.
+
     Every method takes ``timeout_s``, the seconds it may take (``None``: the pool's own), and raises
     ``DeadlineExceededError`` when they are over, ``PoolClosedError`` and ``WrongContextError`` as
     the pool's handles do, ``ServerError`` and ``TransportError`` as the call failed.
 
     Args:
-        control: Gives the calls of the server, after checking that the pool may be used.
+        controls: Gives the calls of each server by target, after checking that the pool may be
+            used.
         catalog: What is told of reloaded models.
         timeout_s: The pool's own time limit, in seconds.
     """
 
     def __init__(
-        self, control: Callable[[], Control], catalog: ModelCatalog, timeout_s: float | None
+        self,
+        controls: Callable[[], Mapping[str, Control]],
+        catalog: ModelCatalog,
+        timeout_s: float | None,
     ) -> None:
-        self._control = control
+        self._controls = controls
         self._catalog = catalog
         self._timeout_s = timeout_s
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The gRPC targets of the pool's endpoints."""
+        return tuple(self._controls())
+
+    def at(self, url: str) -> Admin:
+        """Return the same calls for one endpoint of the pool.
+
+        Raises:
+            ConfigurationError: It is no endpoint of the pool.
+        """
+        target = parse_target(url)
+
+        def control() -> dict[str, Control]:
+            controls = self._controls()
+            if target not in controls:
+                raise ConfigurationError(
+                    f"{target} is no endpoint of this pool, only: {', '.join(controls)}"
+                )
+            return {target: controls[target]}
+
+        control()
+        return Admin(control, self._catalog, self._timeout_s)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
 
+    def _control(self, question: str) -> Control:
+        """Return the only endpoint's calls."""
+        controls = self._controls()
+        if len(controls) > 1:
+            example = next(iter(controls))
+            raise ConfigurationError(
+                f"{question} may differ between the pool's {len(controls)} endpoints: ask one of "
+                f"them, as in pool.admin.at({example!r}).{question}(…)"
+            )
+        return next(iter(controls.values()))
+
     async def live(self, *, timeout_s: float | None = None) -> bool:
-        """Return whether the server is alive; ``False`` too if it cannot be reached."""
+        """Return whether every server is alive; ``False`` too if one cannot be reached."""
+        deadline = self._deadline(timeout_s)
         try:
-            return await self._control().live(self._deadline(timeout_s))
+            return all([await control.live(deadline) for control in self._controls().values()])
         except TlsError:
             raise
         except (ServerUnreachableError, ConnectionLostError):
@@ -66,45 +112,49 @@ class Admin:
     async def ready(
         self, model: str | None = None, version: str = "", *, timeout_s: float | None = None
     ) -> bool:
-        """Return whether the server, or one of its models, is ready; ``False`` if unreachable.
+        """Return whether every server, or a model on each, is ready; ``False`` if unreachable.
 
         Args:
             model: The model asked for; ``None`` for the server as a whole.
             version: A version of it; empty for any.
             timeout_s: Seconds this may take.
         """
-        control, deadline = self._control(), self._deadline(timeout_s)
+        deadline = self._deadline(timeout_s)
         try:
-            if model is None:
-                return await control.ready(deadline)
-            return await control.model_ready(model, version, deadline)
+            for control in self._controls().values():
+                if not await _ready(control, model, version, deadline):
+                    return False
         except TlsError:
             raise
         except (ServerUnreachableError, ConnectionLostError, ServerNotReadyError):
             return False
         except (ModelNotFoundError, ModelNotReadyError):
             return False
+        return True
 
     async def wait_until_ready(
         self, model: str | None = None, version: str = "", *, timeout_s: float | None = None
     ) -> None:
-        """Wait until the server, or one of its models, is ready.
+        """Wait until every server, or a model on each, is ready.
 
         Raises:
             DeadlineExceededError: It was not ready in time; its cause says what was the matter.
-            ModelNotFoundError: The server's repositories have no such model.
+            ModelNotFoundError: A server's repositories have no such model.
             TlsError: No secure connection can be made, which waiting does not mend.
         """
         deadline = self._deadline(timeout_s)
+        for control in self._controls().values():
+            await self._wait_until_ready(control, model, version, deadline)
+
+    async def _wait_until_ready(
+        self, control: Control, model: str | None, version: str, deadline: Deadline
+    ) -> None:
         where = f"model {model!r}" if model else "the server"
 
         async def check() -> None:
             # A connection that is refused or broken surfaces as itself and becomes the cause.
-            control = self._control()
-            if model is None:
-                ready = await control.ready(deadline)
-            else:
-                ready = await control.model_ready(model, version, deadline)
+            self._controls()  # raises if the pool was closed meanwhile
+            ready = await _ready(control, model, version, deadline)
             if not ready and model is not None:
                 await _check_known(control, model, deadline)
             if not ready:
@@ -120,31 +170,33 @@ class Admin:
 
     async def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
         """Return the server's name, version and extensions."""
-        return await self._control().server_metadata(self._deadline(timeout_s))
+        return await self._control("server_metadata").server_metadata(self._deadline(timeout_s))
 
     async def metadata(
         self, model: str, version: str = "", *, timeout_s: float | None = None
     ) -> ModelSpec:
         """Return a model's signature, asked anew (a handle's ``spec()`` gives the known one)."""
-        return await self._control().describe(model, version, self._deadline(timeout_s))
+        return await self._control("metadata").describe(model, version, self._deadline(timeout_s))
 
     async def config(
         self, model: str, version: str = "", *, timeout_s: float | None = None
     ) -> ModelConfig:
         """Return a model's configuration."""
-        return await self._control().config(model, version, self._deadline(timeout_s))
+        return await self._control("config").config(model, version, self._deadline(timeout_s))
 
     async def index(
         self, *, ready_only: bool = False, timeout_s: float | None = None
     ) -> list[IndexEntry]:
         """Return the model versions in the server's repositories, or those ready to answer."""
-        return await self._control().index(self._deadline(timeout_s), ready_only=ready_only)
+        return await self._control("index").index(self._deadline(timeout_s), ready_only=ready_only)
 
     async def statistics(
         self, model: str = "", version: str = "", *, timeout_s: float | None = None
     ) -> list[ModelStatistics]:
         """Return the server's statistics of each loaded version; of all models by default."""
-        return await self._control().statistics(model, version, self._deadline(timeout_s))
+        return await self._control("statistics").statistics(
+            model, version, self._deadline(timeout_s)
+        )
 
     async def load(
         self,
@@ -155,6 +207,9 @@ class Admin:
         timeout_s: float | None = None,
     ) -> None:
         """Load a model, or load it again; done when it answers.
+
+        Of several endpoints, one is loaded after the other, so that the others serve meanwhile;
+        after one that fails, those that follow are left as they are.
 
         Args:
             model: The model's name in the repository.
@@ -178,10 +233,12 @@ class Admin:
                     f"{type(content).__name__}",
                     model=model,
                 )
-        try:
-            await self._control().load(model, text, files or {}, self._deadline(timeout_s))
-        finally:
-            self._catalog.forget(model)
+        deadline = self._deadline(timeout_s)
+        for control in self._controls().values():
+            try:
+                await control.load(model, text, files or {}, deadline)
+            finally:
+                self._catalog.forget(model)
 
     async def unload(
         self,
@@ -191,7 +248,7 @@ class Admin:
         wait: bool = True,
         timeout_s: float | None = None,
     ) -> None:
-        """Unload a model.
+        """Unload a model, on one endpoint after the other.
 
         Args:
             model: The model's name.
@@ -204,13 +261,14 @@ class Admin:
             ControlRefusedError: The server was not started with explicit model control.
             DeadlineExceededError: It was not gone in time; requests may still be at work in it.
         """
-        control, deadline = self._control(), self._deadline(timeout_s)
-        try:
-            await control.unload(model, deadline, dependents=unload_dependents)
-            if wait:
-                await self._wait_until_gone(control, model, deadline)
-        finally:
-            self._catalog.forget(model)
+        deadline = self._deadline(timeout_s)
+        for control in self._controls().values():
+            try:
+                await control.unload(model, deadline, dependents=unload_dependents)
+                if wait:
+                    await self._wait_until_gone(control, model, deadline)
+            finally:
+                self._catalog.forget(model)
 
     async def _wait_until_gone(self, control: Control, model: str, deadline: Deadline) -> None:
         async def check() -> None:
@@ -226,6 +284,12 @@ class Admin:
                 )
 
         await _repeat(check, deadline, f"model {model!r} was not unloaded")
+
+
+async def _ready(control: Control, model: str | None, version: str, deadline: Deadline) -> bool:
+    if model is None:
+        return await control.ready(deadline)
+    return await control.model_ready(model, version, deadline)
 
 
 def _json(model: str, config: Mapping[str, object]) -> str:

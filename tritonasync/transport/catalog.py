@@ -92,12 +92,24 @@ class Catalog:
         question = asyncio.current_task()
         try:
             spec = await self._ask(*key, Deadline.after(ASK_TIMEOUT_S))
+            known = self._specs.get(key)
+            if known is not None and known == spec:
+                return known  # the same object, for those who compare what they made of it
             if self._questions.get(key) is question:
                 self._specs[key] = spec
             return spec
         finally:
             if self._questions.get(key) is question:
                 del self._questions[key]
+
+    def refresh(self) -> None:
+        """Have all that is known asked for anew, since a server may be another one by now.
+
+        What is known stays known until the answers are there, so that nobody is held up.
+        """
+        for key in self._specs:
+            if key not in self._questions:
+                self._start(key)
 
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model, in all versions."""

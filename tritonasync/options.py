@@ -1,0 +1,80 @@
+"""What a pool was made with: a user's arguments, checked once.
+
+Pure; opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tritonasync.core.checks import is_count
+from tritonasync.core.errors import ConfigurationError
+from tritonasync.core.policies import BatchPolicy, TlsConfig
+from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
+from tritonasync.transport.channel import HeaderSupply
+from tritonasync.transport.target import parse_target
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A pool's arguments; see :class:`~tritonasync.pool.TritonPool`.
+
+    Raises:
+        ConfigurationError: One of them makes no sense.
+    """
+
+    endpoints: tuple[EndpointSpec, ...]
+    batching: BatchPolicy | None
+    retry: RetryPolicy
+    health: HealthPolicy
+    prefer_loopback: bool
+    channels: int
+    tls: TlsConfig | None
+    headers: HeaderSupply
+
+    def __post_init__(self) -> None:
+        """Refuse what type checkers would; not everybody runs one."""
+        if not is_count(self.channels):
+            raise ConfigurationError(
+                f"channels must be 1 or more, a whole number, not {self.channels!r}"
+            )
+        if not (self.tls is None or isinstance(self.tls, TlsConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"tls must be a TlsConfig(ca=…) or None, not {self.tls!r}")
+        if not (self.batching is None or isinstance(self.batching, BatchPolicy)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"batching must be a BatchPolicy or None, not {self.batching!r}"
+            )
+        if not isinstance(self.retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"retry must be a RetryPolicy, not {self.retry!r}; RetryPolicy(attempts=1) retries "
+                "nothing"
+            )
+        if not isinstance(self.health, HealthPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"health must be a HealthPolicy, not {self.health!r}")
+
+
+def endpoints_of(url: str | Sequence[str | EndpointSpec]) -> tuple[EndpointSpec, ...]:
+    """Return the endpoints that a user named, their URLs as gRPC targets."""
+    if not isinstance(url, str | list | tuple):
+        raise ConfigurationError(
+            f"a URL or a list of URLs is wanted, not {url!r}: 'localhost:8001', or "
+            "['a:8001', 'b:8001']"
+        )
+    given = [url] if isinstance(url, str) else url
+    if not given:
+        raise ConfigurationError("the list of URLs is empty: at least one is wanted")
+    specs = [
+        replace(item, url=parse_target(item.url))
+        if isinstance(item, EndpointSpec)
+        else EndpointSpec(parse_target(item))
+        for item in given
+    ]
+    targets = [spec.url for spec in specs]
+    twice = sorted({target for target in targets if targets.count(target) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"given twice: {', '.join(twice)}. To send more to one server, give it a weight: "
+            "EndpointSpec(url, weight=2)"
+        )
+    return tuple(specs)

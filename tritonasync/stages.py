@@ -1,0 +1,169 @@
+"""The stages of an open pool: the only file that knows their order.
+
+::
+
+    handle → (Padder) → Gate → Splitter → Batcher → Router ─┬→ EndpointBackend → Endpoint
+                         ├────── Lane ───────┘      ↑       └→ EndpointBackend → Endpoint
+                         └──→ Catalog ──────────────┘
+
+Owns: making the stages, adding and removing endpoints, closing from the top down. Every task below
+belongs to the stage that started it, and :meth:`Stages.close` awaits them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+
+from tritonasync.batching.batcher import Batcher
+from tritonasync.batching.splitter import Splitter
+from tritonasync.batching.statistics import BatchingStatistics
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import Stage
+from tritonasync.core.policies import BatchPolicy
+from tritonasync.core.resilience import EndpointSpec
+from tritonasync.options import Options
+from tritonasync.routing.router import Router
+from tritonasync.routing.statistics import RoutingStatistics
+from tritonasync.transport.backend import EndpointBackend
+from tritonasync.transport.catalog import Catalog
+from tritonasync.transport.channel import open_channels
+from tritonasync.transport.control import Control
+from tritonasync.transport.endpoint import Endpoint, EndpointStatistics
+from tritonasync.transport.gate import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """A snapshot of a pool.
+
+    Attributes:
+        in_flight: Calls inside the pool, whose callers wait.
+        endpoints: What each endpoint has done so far.
+        batching: What became of the rows of each model that was called.
+        routing: Retries, hedges, and how each endpoint fares.
+    """
+
+    in_flight: int
+    endpoints: tuple[EndpointStatistics, ...]
+    batching: tuple[BatchingStatistics, ...] = ()
+    routing: RoutingStatistics = RoutingStatistics()  # noqa: RUF009 - frozen
+
+
+class Stages:
+    """What exists while a pool is open. Must be made in the pool's event loop.
+
+    Args:
+        options: What the pool was made with.
+        gate: The first stage, which is led to the others.
+    """
+
+    def __init__(self, options: Options, gate: Gate) -> None:
+        self._options = options
+        self._gate = gate
+        self._backends: dict[str, EndpointBackend] = {}
+        self._retired: set[EndpointBackend] = set()  # removed, and not yet closed
+        self._router = Router(options.retry, options.health, prefer_near=options.prefer_loopback)
+        self.catalog = Catalog(self._router.describe, self._waits_for)
+        self._batcher: Batcher | None = None
+        for endpoint in options.endpoints:
+            self.add(endpoint)
+        self._lead(options.batching)
+
+    def _lead(self, policy: BatchPolicy | None) -> None:
+        router, catalog = self._router, self.catalog
+        if policy is None:
+            self._gate.lead_to(Splitter(router, catalog), catalog)
+            return
+        self._batcher = batcher = Batcher(
+            router, catalog, policy, self._answers_by, lambda: router.fleet.width
+        )
+        limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
+        splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
+        self._gate.lead_to(splitter, catalog, batcher.lane)
+
+    # --- endpoints ------------------------------------------------------------------------------
+
+    def add(self, spec: EndpointSpec) -> None:
+        """Take an endpoint in; its URL is a gRPC target by now.
+
+        Raises:
+            ConfigurationError: It is there already.
+        """
+        options, target = self._options, spec.url
+        self._router.fleet.check_new(target)
+        endpoint = Endpoint(
+            target,
+            partial(open_channels, target, count=options.channels, tls=options.tls),
+            options.headers,
+            cancel_on_server=options.retry.cancel_on_server,
+        )
+        backend = EndpointBackend(endpoint)
+        # The server may be another one by now, with other models.
+        backend.watch_reconnections(self.catalog.refresh)
+        self._backends[target] = backend
+        self._router.fleet.add(backend, weight=spec.weight)
+
+    async def remove(self, target: str, deadline: Deadline) -> None:
+        """Send nothing new to an endpoint, wait for what is out, close it.
+
+        Raises:
+            ConfigurationError: There is no such endpoint, or no other.
+        """
+        try:
+            backend = await self._router.remove(target, deadline)
+        finally:
+            if not self._router.fleet.has(target) and target in self._backends:
+                self._retired.add(self._backends.pop(target))
+        assert isinstance(backend, EndpointBackend)  # noqa: S101 - all of them were made here
+        await backend.aclose(deadline)
+        self._retired.discard(backend)
+
+    def controls(self) -> dict[str, Control]:
+        """Return the administration calls of each endpoint, by target."""
+        return {target: backend.control for target, backend in self._backends.items()}
+
+    def _answers_by(self) -> Stage:
+        """Return what calls that are out are waiting for, to be named when time is up."""
+        stages = {backend.endpoint.answers_by() for backend in self._backends.values()}
+        order: tuple[Stage, ...] = ("server", "headers", "connect")
+        return next(stage for stage in order if stage in stages)
+
+    def _waits_for(self) -> Stage:
+        """Return what a question for a signature is waiting for."""
+        stage = self._answers_by()
+        return "metadata" if stage == "server" else stage
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def close(self, deadline: Deadline) -> None:
+        """Take nothing new, wait until all is done or the deadline, and end what is left."""
+        batcher = self._batcher
+        if batcher is not None:
+            batcher.hasten()
+        await self._gate.close(deadline)
+        if batcher is not None:
+            await batcher.drain(deadline)
+        await self.catalog.aclose()
+        await self._router.stop()
+        closing = [
+            backend.aclose(deadline) for backend in (*self._backends.values(), *self._retired)
+        ]
+        outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        if batcher is not None:
+            await batcher.aclose()
+        await self._router.aclose()
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    def statistics(self) -> PoolStatistics:
+        """Return a snapshot of what the pool is doing and has done."""
+        batcher = self._batcher
+        return PoolStatistics(
+            in_flight=self._gate.inside + (0 if batcher is None else batcher.items()),
+            endpoints=tuple([backend.statistics() for backend in self._backends.values()]),
+            batching=() if batcher is None else batcher.statistics(),
+            routing=self._router.statistics(),
+        )
