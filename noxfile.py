@@ -97,6 +97,13 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--quiet")
 
 
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Kill servers, abandon 200,000 calls, answer a million: about ten minutes."""
+    install(session, "test")
+    session.run("python", "-m", "tests.faults.soak", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure beside its peers, interleaved in one run (``-- --quick``: under two minutes)."""
