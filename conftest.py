@@ -21,7 +21,8 @@ from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
 HERE = Path(__file__).parent
-WITH_POOL = [f"docs/{name}.md" for name in ("handles", "batching", "admin", "deadlines", "errors")]
+PAGES_WITH_POOL = ("handles", "batching", "routing", "admin", "deadlines", "errors")
+WITH_POOL = [f"docs/{name}.md" for name in PAGES_WITH_POOL]
 
 
 def evaluate(example: Example) -> None:

@@ -4,7 +4,7 @@
 
     __main__ → session → runner → child ═ pipes ═ clients.serve → rounds → a client → server
                   │         └→ server's counts
-                  └→ imports, wire_bytes (in one process)
+                  └→ imports, routing, wire_bytes (in one process)
     results → goals → tables, report, charts; two results → compare
 
 Each client runs in a process of its own, in an environment of its own where its requirements

@@ -124,7 +124,7 @@ GOALS = (
     _later("602,112 B rows, same host, 64 callers: rows/s", 4.5, "needs shared memory"),
     _later("602,112 B rows, same host: client CPU", 0.125, "needs shared memory", at_least=False),
     _later("decoupled stream, small responses: responses/s", 1.5, "needs the stream transport"),
-    _later("1,000,000 requests: slope of RSS", 0, "needs a soak run", at_least=False),
+    _later("1,000,000 requests: slope of RSS", 0, "measured by nox -s soak", at_least=False),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import imports, tables, wire_bytes
+from benchmarks import imports, routing, tables, wire_bytes
 from benchmarks.machine import machine, versions
 from benchmarks.peers import Starter
 from benchmarks.results import Results, Taken
@@ -21,9 +21,10 @@ from tritonasync.serving import ensure_runtime
 Say = Callable[[str], None]
 Show = Callable[[Iterable[str]], None]
 
-IN_PROCESS = {"imports": imports, "wire": wire_bytes}
+IN_PROCESS = {"imports": imports, "routing": routing, "wire": wire_bytes}
 TITLES = {
     "imports": "What an import costs, beside what it cannot do without",
+    "routing": "What routing costs a batch, CPU time",
     "wire": "The wire layer beside tritonclient's own functions, CPU time",
 }
 
