@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from tritonasync.routing.statistics import RoutingStatistics
     from tritonasync.stages import PoolStatistics
     from tritonasync.transport.admin import Admin
-    from tritonasync.transport.endpoint import EndpointStatistics
+    from tritonasync.transport.statistics import EndpointStatistics
 
 __all__ = [
     "AccessDeniedError",
@@ -239,7 +239,7 @@ _NAMES = {
     "tritonasync.routing.statistics": ("RoutingStatistics",),
     "tritonasync.stages": ("PoolStatistics",),
     "tritonasync.transport.admin": ("Admin",),
-    "tritonasync.transport.endpoint": ("EndpointStatistics",),
+    "tritonasync.transport.statistics": ("EndpointStatistics",),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

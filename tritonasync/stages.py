@@ -30,8 +30,9 @@ from tritonasync.transport.backend import EndpointBackend
 from tritonasync.transport.catalog import Catalog
 from tritonasync.transport.channel import open_channels
 from tritonasync.transport.control import Control
-from tritonasync.transport.endpoint import Endpoint, EndpointStatistics
+from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.gate import Gate
+from tritonasync.transport.statistics import EndpointStatistics
 
 
 @dataclass(frozen=True, slots=True)

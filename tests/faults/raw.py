@@ -130,7 +130,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def _close(end: End) -> None:
-    end.writer.close()
+    end.writer.transport.abort()  # close() would wait for a peer that reads nothing any more
     try:
         await end.writer.wait_closed()
     except ConnectionError:  # the other end had reset it

@@ -33,6 +33,7 @@ AGAINST = {
     errors.ConnectionLostError: Verdict.ENDPOINT,
     errors.ProtocolError: Verdict.ENDPOINT,
     errors.ServerNotReadyError: Verdict.ENDPOINT,
+    errors.QueueFullError: Verdict.UNKNOWN,
     errors.ModelNotReadyError: Verdict.MODEL_MISSING,
     errors.ModelNotFoundError: Verdict.MODEL_MISSING,
     errors.ModelUnhealthyError: Verdict.MODEL,

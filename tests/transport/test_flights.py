@@ -16,6 +16,7 @@ from tritonasync.core.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
     PoolClosedError,
+    QueueFullError,
     TritonError,
 )
 from tritonasync.transport import lanes
@@ -215,6 +216,48 @@ async def test_a_caller_cancelled_as_it_is_let_go_is_counted_once():
         gated.go.set()
         await endpoint.aclose(NEVER)
         assert (endpoint.statistics().abandoned, endpoint.statistics().succeeded) == (1, 1)
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled", "let go"])
+async def test_requests_that_nobody_waits_for_do_not_heap_up(monkeypatch, how):
+    monkeypatch.setattr("tritonasync.transport.endpoint.MAX_ABANDONED", 3)
+    gated = Gated()
+    async with ScriptedServer(ModelInfer=gated) as server:
+        endpoint = make_endpoint(server.target)
+        patient = start(endpoint, repeatable=False)
+        callers = [start(endpoint, timeout_s=0.05 if how == "late" else None) for _ in range(3)]
+        for _ in range(4):
+            await gated.arrived.acquire()
+        if how == "cancelled":
+            for caller in callers:
+                caller.cancel()
+        elif how == "let go":
+            endpoint.let_go("a test")
+        left = await asyncio.gather(*callers, return_exceptions=True)
+        assert all(isinstance(error, BaseException) for error in left)
+        with pytest.raises(QueueFullError, match="model 'm'.*3 requests whose callers have left"):
+            await start(endpoint, model="m")
+        assert not patient.done()
+        gated.go.set()
+        assert await patient == b"x"
+        await eventually(lambda: endpoint.statistics().in_flight == 0)
+        assert await start(endpoint) == b"x"
+        assert endpoint._flights.abandoned == 0
+        await endpoint.aclose(NEVER)
+
+
+async def test_a_caller_that_leaves_as_its_answer_comes_is_not_counted_as_out():
+    async with ScriptedServer(ModelInfer=echo) as server:
+        endpoint = make_endpoint(server.target)
+        for turns in range(60):
+            caller = start(endpoint)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            caller.cancel()
+            await asyncio.wait([caller])
+        await eventually(lambda: endpoint.statistics().in_flight == 0)
+        assert endpoint._flights.abandoned == 0
+        await endpoint.aclose(NEVER)
 
 
 async def test_letting_go_when_nothing_is_out_or_all_is_closed_harms_nobody():

@@ -48,6 +48,7 @@ _VERDICTS: Final[tuple[tuple[type[TritonError], Verdict], ...]] = (
     (ServerUnreachableError, Verdict.ENDPOINT),
     (ConnectionLostError, Verdict.ENDPOINT),
     (ProtocolError, Verdict.ENDPOINT),
+    (QueueFullError, Verdict.UNKNOWN),  # it may be the endpoint's own limit, on this side
     (ServerError, Verdict.NOBODY),
 )
 

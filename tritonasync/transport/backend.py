@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.values import ModelSpec
 from tritonasync.transport.control import Control
-from tritonasync.transport.endpoint import Endpoint, EndpointStatistics
+from tritonasync.transport.endpoint import Endpoint
+from tritonasync.transport.statistics import EndpointStatistics
 from tritonasync.transport.unary import UnaryInvoker
 
 

@@ -39,6 +39,7 @@ class Flight:
         model: The model called, if one is.
         repeatable: Whether its caller may be let go to send it again.
         forsaken: Whether its caller had left when it was over.
+        counted: Whether it is among the abandoned.
         waiter: Resolved when the status of the call is there, failed at the deadline or when the
             caller is let go, cancelled with the caller.
     """
@@ -46,6 +47,7 @@ class Flight:
     __slots__ = (
         "call",
         "connection",
+        "counted",
         "deadline",
         "forsaken",
         "lane",
@@ -75,6 +77,7 @@ class Flight:
         self.model = model
         self.repeatable = repeatable
         self.forsaken = False
+        self.counted = False
         self.waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -84,6 +87,9 @@ class Flights:
     Args:
         late: Makes the error of a caller whose deadline passed.
         landed: Told of each call that is over.
+
+    Attributes:
+        abandoned: Calls that are out and nobody waits for.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Flights:
         self._late = late
         self._landed = landed
         self._out: dict[Flight, None] = {}  # the oldest first
+        self.abandoned = 0
         # No rest: a caller is let go a pause late at most.
         self._watch = Watch(asyncio.get_running_loop(), self._look, rest=0)
         self._quiet: asyncio.Event | None = None
@@ -113,6 +120,7 @@ class Flights:
         self._out.pop(flight, None)
         if flight.waiter.done():
             flight.forsaken = True
+            self.abandoned -= flight.counted
         else:
             flight.waiter.set_result(None)
         self._landed(flight)
@@ -125,6 +133,7 @@ class Flights:
         for flight in waiting:
             if flight.deadline.expired(now):
                 flight.waiter.set_exception(self._late(flight))
+                self.leave(flight)
         return min((f.deadline.at for f in waiting if not f.waiter.done()), default=math.inf)
 
     def oldest(self) -> float:
@@ -141,6 +150,13 @@ class Flights:
         for flight in self._out:
             if flight.repeatable and not flight.waiter.done():
                 flight.waiter.set_exception(error(flight))
+                self.leave(flight)
+
+    def leave(self, flight: Flight) -> None:
+        """Take note that nobody waits for a call any more."""
+        if not flight.counted and flight in self._out:
+            flight.counted = True
+            self.abandoned += 1
 
     async def wait_until_quiet(self, deadline: Deadline) -> None:
         """Return when no call is out, or at the deadline."""

@@ -1,0 +1,28 @@
+"""What an endpoint has done so far: a frozen snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """What an endpoint has done so far.
+
+    Attributes:
+        target: The gRPC target.
+        in_flight: Calls sent and not yet ended, abandoned ones included.
+        succeeded: Calls that ended with an answer.
+        failed: Calls that ended with an error, those cancelled on the server included.
+        abandoned: Calls whose caller had left, been let go, or run out of time before they ended.
+        reconnections: Connections made anew that were answered on, all channels together.
+        server_version: The version the server gave, if it was asked (``cancel_on_server``).
+    """
+
+    target: str
+    in_flight: int
+    succeeded: int
+    failed: int
+    abandoned: int
+    reconnections: int = 0
+    server_version: str | None = None
