@@ -237,7 +237,7 @@ def test_each_new_stream_is_a_request_and_trailers_are_not(cuts):
 
 
 def test_a_header_block_may_be_split_padded_and_prioritised():
-    block = literal(b"te", b"trailers") + literal(b":path", b"/split")
+    block = literal(b"accept", b"trailers") + literal(b":path", b"/split")
     payload = b"\x04" + bytes(5) + block[:9] + bytes(4)
     sent = (
         PREFACE

@@ -44,7 +44,7 @@ def eject(route, server):
     """Leave an endpoint out, as failures in a row would."""
     (member,) = [member for member in route.fleet.members if member.backend is server]
     for _ in range(3):
-        member.failed(("net", ""), unreachable(), time.monotonic())
+        member.failed(("net", ""), unreachable(), time.monotonic(), 0)
 
 
 async def test_a_silent_endpoint_is_left_out_and_its_callers_are_answered_elsewhere():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -443,3 +444,37 @@ async def test_two_endpoints_removed_at_once_leave_the_third():
         server.release()
     await asyncio.gather(*removing, *tasks)
     assert [member.target for member in route.fleet.members] == ["c:1"]
+
+
+# --- endpoints that are slow ----------------------------------------------------------------------
+
+
+async def test_an_endpoint_that_lets_every_deadline_pass_gets_few_calls():
+    """Its health answers are good, and it fails nobody: it just does not answer."""
+    hung, good = Server("hung", hold=True), Server("good")
+    route = router(hung, good)
+    async with nothing_left():
+        for _ in range(200):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await route.infer(call())
+        assert len(good.calls) > 180
+        assert len(hung.calls) < 10
+
+
+async def test_an_endpoint_that_was_slow_is_tried_again_after_some_seconds():
+    slow, quick = Server("slow"), Server("quick")
+    route = router(slow, quick)
+    (member, other) = route.fleet.members
+    member.latency_s, other.latency_s = 0.5, 0.001
+    now = time.monotonic()
+    route.fleet.refresh(now)
+    paces = []
+    for _ in range(60):
+        now += 0.25
+        other.heard = True
+        route.fleet.refresh(now)
+        paces.append(member.pace)
+    assert paces == sorted(paces)
+    assert paces[0] < 0.05
+    assert paces[-1] == 1.0

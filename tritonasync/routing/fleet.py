@@ -42,7 +42,7 @@ class Fleet:
         self._ready: list[Member] = []
         self._plain = True  # nobody is half open, and no model is ill anywhere
         self._due_at = -math.inf
-        self._looked_at = -math.inf
+        self._looked_at = time.monotonic()
 
     # --- membership -----------------------------------------------------------------------------
 

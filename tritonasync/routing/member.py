@@ -148,11 +148,11 @@ class Member:
                 model.succeeded(now)
             self._changed()
 
-    def failed(self, key: ModelKey, error: TritonError, now: float) -> None:
-        """Take note of a call that failed."""
+    def failed(self, key: ModelKey, error: TritonError, now: float, took_s: float) -> None:
+        """Take note of a call that failed, after so many seconds."""
         verdict = verdict_of(error)
         if verdict is Verdict.UNKNOWN:
-            self.drop_trial(key)
+            self.left(key, took_s)
             return
         if verdict is Verdict.NOBODY:
             self.answered(key, now)
@@ -175,8 +175,15 @@ class Member:
         else:
             model.failed(now, hard=verdict is Verdict.MODEL)
 
-    def drop_trial(self, key: ModelKey) -> None:
-        """Take note that an attempt ended without telling anything."""
+    def left(self, key: ModelKey, waited_s: float) -> None:
+        """Take note of a caller that left, or whose time was up: of its answer nothing is known.
+
+        But that it takes longer than was waited. An endpoint whose model hangs while its health
+        answers are good fails nobody; it just lets every call's time run out.
+        """
+        if waited_s > self.latency_s:
+            self.latency_s += _NEWS * (waited_s - self.latency_s)
+            self.heard = True
         self.health.drop_trial()
         self._drop_model_trial(key)
 

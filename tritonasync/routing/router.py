@@ -89,7 +89,7 @@ class Router:
         except TritonError as error:
             failure = error
         except BaseException:
-            member.drop_trial(key)
+            member.left(key, time.monotonic() - now)
             raise
         else:
             end = time.monotonic()
@@ -149,7 +149,7 @@ class Router:
             self._failed(errand, member, error, began, hedge=hedge)
             raise
         except BaseException:
-            member.drop_trial(errand.key)
+            member.left(errand.key, time.monotonic() - began)
             raise
         finally:
             member.load -= rows
@@ -167,7 +167,8 @@ class Router:
         *,
         hedge: bool = False,
     ) -> None:
-        member.failed(errand.key, error, time.monotonic())
+        now = time.monotonic()
+        member.failed(errand.key, error, now, now - began)
         errand.note(member, error, began, hedge=hedge)
 
     async def _again(self, errand: Errand, failure: TritonError, send: Send[_T], rows: int) -> _T:
