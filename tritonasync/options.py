@@ -50,18 +50,24 @@ class Options:
                 f"retry must be a RetryPolicy, not {self.retry!r}; RetryPolicy(attempts=1) retries "
                 "nothing"
             )
+        if not isinstance(self.prefer_loopback, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"prefer_loopback is True or False, not {self.prefer_loopback!r}"
+            )
         if not isinstance(self.health, HealthPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"health must be a HealthPolicy, not {self.health!r}")
 
 
-def endpoints_of(url: str | Sequence[str | EndpointSpec]) -> tuple[EndpointSpec, ...]:
+def endpoints_of(
+    url: str | EndpointSpec | Sequence[str | EndpointSpec],
+) -> tuple[EndpointSpec, ...]:
     """Return the endpoints that a user named, their URLs as gRPC targets."""
-    if not isinstance(url, str | list | tuple):
+    if not isinstance(url, str | EndpointSpec | list | tuple):
         raise ConfigurationError(
             f"a URL or a list of URLs is wanted, not {url!r}: 'localhost:8001', or "
             "['a:8001', 'b:8001']"
         )
-    given = [url] if isinstance(url, str) else url
+    given = [url] if isinstance(url, str | EndpointSpec) else url
     if not given:
         raise ConfigurationError("the list of URLs is empty: at least one is wanted")
     specs = [

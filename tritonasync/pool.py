@@ -76,7 +76,7 @@ class TritonPool:
 
     def __init__(
         self,
-        url: str | Sequence[str | EndpointSpec],
+        url: str | EndpointSpec | Sequence[str | EndpointSpec],
         *,
         batching: BatchPolicy | None = _BATCHING,
         retry: RetryPolicy = _RETRY,

@@ -55,6 +55,9 @@ async def _deaths(servers: list[EmbeddedTriton], batching: BatchPolicy | None, s
     health = HealthPolicy(ejection_s=0.2, slow_start_s=0.5)
     deaths = 0
     async with TritonPool(urls, batching=batching, health=health) as pool:
+        while not all(endpoint.succeeded for endpoint in pool.statistics().endpoints):
+            async with Load(pool, most=200) as warm:  # connects to each
+                await warm.finished()
         before = _resources()
         async with Load(pool, remember=batching is None) as load:
             end = time.monotonic() + seconds

@@ -75,8 +75,8 @@ not_found = answered(ModelNotFoundError, "NOT_FOUND")
 class Server:
     """A backend; ``error`` makes what it fails of, ``hold`` keeps callers waiting.
 
-    Whoever waits is let go like the callers of a silent endpoint; what a caller that left had sent
-    is in ``abandoned``.
+    ``let_go`` lets go whom the port says: the callers of idempotent calls, and of questions. What a
+    caller that left had sent is in ``abandoned``.
     """
 
     def __init__(self, name: str, *, error=None, hold=False, ready: bool | Callable = True):
@@ -86,6 +86,7 @@ class Server:
         self.is_ready = ready
         self.calls: list[Call] = []
         self.waiting: list[asyncio.Future[None]] = []
+        self.patient: set[asyncio.Future[None]] = set()  # they wait whatever happens
         self.abandoned = 0
         self.asked = 0
         self.asked_models: list[str] = []
@@ -95,16 +96,18 @@ class Server:
 
     async def infer(self, sent: Call) -> Reply:
         self.calls.append(sent)
-        await self._serve()
+        await self._serve(patient=not sent.idempotent)
         return Reply(sent.model, "1", {}, request_id=self.target)
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         await self._serve()
         return SPEC
 
-    async def _serve(self) -> None:
+    async def _serve(self, *, patient: bool = False) -> None:
         if self.hold:
             gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if patient:
+                self.patient.add(gate)
             self.waiting.append(gate)
             self.since = time.monotonic()
             try:
@@ -114,6 +117,7 @@ class Server:
                 raise
             finally:
                 self.waiting.remove(gate)
+                self.patient.discard(gate)
         else:
             await asyncio.sleep(0)
         error = None if self.error is None else self.error()
@@ -149,7 +153,7 @@ class Server:
     def let_go(self, reason: str) -> None:
         self.let_go_for.append(reason)
         for gate in self.waiting:
-            if not gate.done():
+            if not gate.done() and gate not in self.patient:
                 gate.set_exception(ConnectionLostError(f"{self.target}: {reason}"))
 
 

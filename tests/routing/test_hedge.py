@@ -128,15 +128,27 @@ async def test_a_step_of_a_sequence_is_not_hedged():
 
 async def test_hedges_stay_within_the_budget():
     slow, quick = Server("slow", hold=True), Server("quick")
-    route = hedging(slow, quick, hedge_after_s=0, budget=0, min_retries_per_s=0.1)
+    route = hedging(slow, quick, hedge_after_s=0, budget=0, min_retries_per_s=0.2)
     async with nothing_left():
-        assert (await (await to_slow(route, slow))).request_id == "quick:1"  # one in ten seconds
+        # Two in ten seconds, of which hedges may use one.
+        assert (await (await to_slow(route, slow))).request_id == "quick:1"
         task = await to_slow(route, slow)
         await asyncio.sleep(0.01)
         assert not task.done()
         assert route.statistics().over_budget >= 1
         slow.release()
         await task
+
+
+async def test_hedges_leave_part_of_the_budget_for_calls_that_fail():
+    slow, quick = Server("slow", hold=True), Server("quick")
+    route = hedging(slow, quick, hedge_after_s=0, budget=0, min_retries_per_s=0.2)
+    async with nothing_left():
+        assert (await (await to_slow(route, slow))).request_id == "quick:1"  # the hedges' part
+        slow.hold, slow.error = False, lost
+        slow.release()
+        while not route.statistics().retries:
+            assert (await route.infer(call())).request_id == "quick:1"
 
 
 async def test_a_lone_endpoint_is_not_hedged():

@@ -59,15 +59,35 @@ async def test_a_silent_endpoint_is_left_out_and_its_callers_are_answered_elsewh
         await route.stop()
 
 
-async def test_what_may_not_run_twice_fails_when_it_is_let_go():
+async def test_what_may_not_run_twice_goes_on_waiting_for_a_silent_endpoint():
     silent, good = Server("silent", hold=True, ready=never), Server("good")
-    route = watched(silent, good)
+    route = watched(silent, good, ejection_s=30, max_ejection_s=30)
     async with nothing_left():
-        results = await asyncio.gather(
-            *[route.infer(call(idempotent=False)) for _ in range(20)], return_exceptions=True
-        )
-        kinds = {type(result) for result in results}
-        assert ConnectionLostError in kinds
+        tasks = [asyncio.ensure_future(route.infer(call(idempotent=False))) for _ in range(20)]
+        await until(lambda: bool(silent.let_go_for))
+        await asyncio.sleep(0.02)
+        assert 0 < len(silent.waiting) == 20 - sum(task.done() for task in tasks)
+        silent.release()
+        replies = await asyncio.gather(*tasks)
+        assert {reply.request_id for reply in replies} == {"silent:1", "good:1"}
+        assert len(silent.calls) + len(good.calls) == 20  # none was sent twice
+        await route.stop()
+
+
+async def test_a_probe_that_was_out_before_counts_only_with_silence_of_its_own_length():
+    """Calls take longer than ``silence_s``, health answers even longer, and both come."""
+    servers = [Server(name, ready=never) for name in "ab"]
+    route = watched(*servers, probe_interval_s=0.01, silence_s=0.02, probe_timeout_s=0.3)
+    async with nothing_left():
+        for _ in range(10):
+            for server in servers:
+                server.hold = True
+            tasks = [asyncio.ensure_future(route.infer(call())) for _ in range(8)]
+            await asyncio.sleep(0.06)
+            for server in servers:
+                server.release()
+            await asyncio.gather(*tasks)
+        assert [server.let_go_for for server in servers] == [[], []]
         await route.stop()
 
 

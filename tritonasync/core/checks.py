@@ -12,8 +12,9 @@ def is_count(value: object, *, least: int = 1) -> bool:
 
 def is_duration(value: object) -> bool:
     """Return whether a value is a finite number from 0 on (and no bool)."""
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf  # false for NaN, too
-    )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return 0 <= float(value) < math.inf  # false for NaN, too
+    except OverflowError:
+        return False

@@ -139,13 +139,15 @@ class EndpointSpec:
         weight: Its share of the rows, compared with the others' (1 by default).
 
     Raises:
-        ConfigurationError: The weight is no number above 0.
+        ConfigurationError: The URL is no string, or the weight no number above 0.
     """
 
     url: str
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise _error(self, "url", "a string", self.url)
         _check_positive(self, "weight")
 
 

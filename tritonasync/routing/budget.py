@@ -70,12 +70,18 @@ class Budget:
             self._turn(now)
         self._calls += 1
 
-    def spend(self, now: float) -> bool:
-        """Return whether a retry or hedge may go, and count it."""
+    def spend(self, now: float, *, part: float = 1.0) -> bool:
+        """Return whether a retry or hedge may go, and count it.
+
+        Args:
+            now: The time.
+            part: How much of the allowance may be used up, this one included.
+        """
         if now >= self._part_ends:
             self._turn(now)
         calls, spent = self._marks[0]
-        if self.spent - spent + 1 > self._share * (self._calls - calls) + self._least:
+        allowance = self._share * (self._calls - calls) + self._least
+        if self.spent - spent + 1 > part * allowance:
             self.refused += 1
             return False
         self.spent += 1

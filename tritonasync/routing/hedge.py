@@ -27,6 +27,10 @@ from tritonasync.routing.retry import Errand
 _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")
 
+_PART: Final = 0.5
+"""Of the budget, that hedges may use up: what is left is for calls that failed. Without a hedge a
+call is slower; without a retry it fails."""
+
 _LEAST_DELAY_S: Final = 0.001
 """A percentile of very quick answers is no reason to double the traffic."""
 
@@ -112,7 +116,7 @@ class Hedges:
     ) -> asyncio.Task[_T] | None:
         now = time.monotonic()
         other = self._fleet.pick_other(errand.key, (member,), now)
-        if other is member or not other.well or not self._budget.spend(now):
+        if other is member or not other.well or not self._budget.spend(now, part=_PART):
             return None
         self.count += 1
         return self._start(attempt(other, hedge=True))

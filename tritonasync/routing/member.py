@@ -25,9 +25,9 @@ from tritonasync.routing.verdict import Verdict, verdict_of
 _NEWS: Final = 0.1
 """Weight of the newest answer in the average latency."""
 
-_DOUBT_S: Final = 2.5
+_DOUBT_S: Final = 1.5
 """An endpoint's excess latency fades in so many seconds without an answer (to a third): what got no
-calls because it was slow is tried again."""
+calls because it was slow is tried again; one that took 500 ms where others take 1, after 7 s."""
 
 _MUCH_SLOWER: Final = 2.0
 _NOTICED_S: Final = 0.005
@@ -44,7 +44,10 @@ class EndpointHealth:
     Attributes:
         target: The gRPC target.
         state: ``"healthy"``, ``"ejected"``, ``"half_open"`` or ``"recovering"``.
-        share: Its share of the rows, compared with the others'; 0 while it is left out.
+        share: Its share of the rows, compared with the others'; 0 while it is left out (unless all
+            are, and all are used).
+        pace: The same, less while its answers take much longer than others'.
+        latency_s: How long its answers take lately, in seconds; 0 if there were none.
         weight: The share given by the user.
         rows_in_flight: Rows of the attempts that are out on it (a call without rows counts as one).
         attempts: Attempts sent to it.
@@ -57,6 +60,8 @@ class EndpointHealth:
     target: str
     state: str
     share: float
+    pace: float
+    latency_s: float
     weight: float
     rows_in_flight: int
     attempts: int
@@ -90,6 +95,7 @@ class Member:
 
     __slots__ = (
         "_changed",
+        "_last_s",
         "_policy",
         "attempts",
         "backend",
@@ -127,6 +133,7 @@ class Member:
         self.draining = False
         self.steady = True
         self.latency_s = 0.0
+        self._last_s = 0.0
         self.heard = False
         self.attempts = 0
         self.failures = 0
@@ -139,8 +146,12 @@ class Member:
     def answered(self, key: ModelKey, now: float, took_s: float = 0.0) -> None:
         """Take note of a call that was answered, after so many seconds if those are comparable."""
         if took_s:
+            # Of two in a row, the quicker: one stall, of the caller's own event loop perhaps, says
+            # nothing of the endpoint.
+            last, self._last_s = self._last_s, took_s
+            quicker = min(last, took_s)
             known = self.latency_s
-            self.latency_s = took_s if not known else known + _NEWS * (took_s - known)
+            self.latency_s = quicker if not known else known + _NEWS * (quicker - known)
             self.heard = True
         self.health.succeeded(now)
         if not self.steady:
@@ -182,7 +193,8 @@ class Member:
         answers are good fails nobody; it just lets every call's time run out.
         """
         if waited_s > self.latency_s:
-            self.latency_s += _NEWS * (waited_s - self.latency_s)
+            last, self._last_s = self._last_s, waited_s
+            self.latency_s += _NEWS * max(0.0, min(waited_s, last) - self.latency_s)
             self.heard = True
         self.health.drop_trial()
         self._drop_model_trial(key)
@@ -239,6 +251,8 @@ class Member:
             target=self.target,
             state=self.health.state.value,
             share=self.share,
+            pace=self.pace,
+            latency_s=self.latency_s,
             weight=self.weight,
             rows_in_flight=self.load,
             attempts=self.attempts,

@@ -102,8 +102,10 @@ class Prober:
         if question is None:
             self._ask_member(member, now)
             return
-        unanswered_s = now - question[1]
-        if unanswered_s >= self._policy.probe_timeout_s and self._fleet.has_well_other(member):
+        patience_s = self._policy.probe_timeout_s
+        if now - question[1] < patience_s or silent_s < self._policy.silence_s + patience_s:
+            return
+        if self._fleet.has_well_other(member):
             member.health.condemn(now)
             self._fleet.refresh(now)
             question[0].cancel()  # the next is to go out on a new connection

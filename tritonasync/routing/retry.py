@@ -35,6 +35,7 @@ class Errand:
         tried: The endpoints that failed.
         history: The attempts that failed.
         may_have_executed: Whether the model may have run in one of them.
+        over_budget: Whether the budget did not allow another.
     """
 
     key: ModelKey
@@ -44,6 +45,7 @@ class Errand:
     tried: set[Member] = field(default_factory=set[Member])
     history: list[Attempt] = field(default_factory=list[Attempt])
     may_have_executed: bool = False
+    over_budget: bool = False
 
     def note(
         self, member: Member, error: TritonError, began: float, *, hedge: bool = False
@@ -63,7 +65,9 @@ class Errand:
         )
 
     def sign(self, error: TritonError) -> TritonError:
-        """Write on the error that surfaces what was tried."""
+        """Write on the error that surfaces what was tried, and why no more was."""
+        if self.over_budget:
+            error.message += " (not sent again: the retry budget is used up)"
         if len(self.history) > 1:
             error.attempts = tuple(self.history)
             error.may_have_executed = self.may_have_executed
@@ -131,7 +135,7 @@ class Retries:
             ),
             wait=wait_random_exponential(multiplier=policy.backoff_s, max=policy.max_backoff_s),
             # In this order: what stops anyway shall not ask the budget.
-            stop=lambda state: enough(state) or not self._budget.spend(time.monotonic()),
+            stop=lambda state: enough(state) or self._is_over_budget(errand),
             reraise=True,
         )
         try:
@@ -140,3 +144,7 @@ class Retries:
             raise errand.sign(error)  # noqa: B904 - the same error
         finally:
             del failure
+
+    def _is_over_budget(self, errand: Errand) -> bool:
+        errand.over_budget = not self._budget.spend(time.monotonic())
+        return errand.over_budget

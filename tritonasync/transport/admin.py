@@ -234,11 +234,14 @@ class Admin:
                     model=model,
                 )
         deadline = self._deadline(timeout_s)
-        for control in self._controls().values():
+
+        async def load(control: Control) -> None:
             try:
                 await control.load(model, text, files or {}, deadline)
             finally:
                 self._catalog.forget(model)
+
+        await self._one_by_one(load)
 
     async def unload(
         self,
@@ -262,13 +265,27 @@ class Admin:
             DeadlineExceededError: It was not gone in time; requests may still be at work in it.
         """
         deadline = self._deadline(timeout_s)
-        for control in self._controls().values():
+
+        async def unload(control: Control) -> None:
             try:
                 await control.unload(model, deadline, dependents=unload_dependents)
                 if wait:
                     await self._wait_until_gone(control, model, deadline)
             finally:
                 self._catalog.forget(model)
+
+        await self._one_by_one(unload)
+
+    async def _one_by_one(self, change: Callable[[Control], Awaitable[None]]) -> None:
+        done: list[str] = []
+        for target, control in self._controls().items():
+            try:
+                await change(control)
+            except TritonError as error:
+                if done:
+                    error.message += f" (it was done on {', '.join(done)})"
+                raise
+            done.append(target)
 
     async def _wait_until_gone(self, control: Control, model: str, deadline: Deadline) -> None:
         async def check() -> None:

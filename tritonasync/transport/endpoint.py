@@ -220,7 +220,8 @@ class Endpoint:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return None
-        return self._lost(flight, "the call was torn down with its connection")
+        why = "; the pool's time for closing was over" if self._closing else ""
+        return self._lost(flight, f"the call was torn down with its connection{why}")
 
     def _lost(self, flight: Flight, message: str) -> ConnectionLostError:
         subject = f"model {flight.model!r} at {self.target}" if flight.model else self.target

@@ -69,6 +69,11 @@ _UNAVAILABLE: Final = (
         "start the server with --model-control-mode=explicit",
     ),
     _rule("not at ready state", ModelNotReadyError, "it is being loaded or unloaded"),
+    _rule(
+        "failed to create xdsclient|xds_bootstrap",  # seen
+        ServerUnreachableError,
+        "xds: targets need a bootstrap file, named by GRPC_XDS_BOOTSTRAP",
+    ),
     _rule("shutting down|server exiting", ServerNotReadyError, "the server is going down"),
     _rule("server not ready", ServerNotReadyError, "the server is still starting"),
     # gRPC's own.
@@ -105,7 +110,7 @@ _NOT_FOUND: Final = (
         "was the server restarted?",
     ),  # seen
     _rule("no available versions", ModelNotReadyError, "it is unloaded; load it first"),  # seen
-    _rule(None, ModelNotFoundError, "pool.admin.index() lists what the server has"),  # seen
+    _rule(None, ModelNotFoundError, "the index of pool.admin lists what the server has"),  # seen
 )
 
 _INVALID_ARGUMENT: Final = (

@@ -31,8 +31,8 @@ def parse_target(url: str) -> str:
     """
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users err
         raise ConfigurationError(
-            f"one URL, a string, is wanted, not {url!r}: {_EXAMPLE}. For several servers, open a "
-            "pool for each, or give a dns:///name:port"
+            f"one URL, a string, is wanted, not {url!r}: {_EXAMPLE}. Of several servers, a pool "
+            "takes a list"
         )
     text = url.strip()
     if not text:

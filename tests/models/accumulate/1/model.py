@@ -1,4 +1,8 @@
-"""Answers each VALUE with the TOTAL of its sequence so far; forgets a sequence at its end."""
+"""Answers each VALUE with the TOTAL of its sequence so far; forgets a sequence at its end.
+
+A batch has a row for each slot of the scheduler up to the last one in use. Those of sequences that
+sent nothing are not READY, and hold another row's value.
+"""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -12,12 +16,16 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([self.add(request)]) for request in requests]
 
     def add(self, request):
-        value, start, end, sequence = (
+        value, start, end, ready = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy().item()
-            for name in ("VALUE", "START", "END", "CORRID")
+            for name in ("VALUE", "START", "END", "READY")
         )
+        total = self.step(request.correlation_id(), value, start, end) if ready else 0
+        return pb_utils.Tensor("TOTAL", np.array([[total]], np.int32))
+
+    def step(self, sequence, value, start, end):
         total = value + (0 if start else self.totals[sequence])
         self.totals[sequence] = total
         if end:
             del self.totals[sequence]
-        return pb_utils.Tensor("TOTAL", np.array([[total]], np.int32))
+        return total
