@@ -24,6 +24,7 @@ from tritonasync.core.errors import Stage
 from tritonasync.core.policies import BatchPolicy
 from tritonasync.core.resilience import EndpointSpec
 from tritonasync.options import Options
+from tritonasync.routing.member import Member
 from tritonasync.routing.router import Router
 from tritonasync.routing.statistics import RoutingStatistics
 from tritonasync.transport.backend import EndpointBackend
@@ -64,7 +65,7 @@ class Stages:
         self._options = options
         self._gate = gate
         self._backends: dict[str, EndpointBackend] = {}
-        self._retired: set[EndpointBackend] = set()  # removed, and not yet closed
+        self._removals: dict[asyncio.Task[None], EndpointBackend] = {}
         self._router = Router(options.retry, options.health, prefer_near=options.prefer_loopback)
         self.catalog = Catalog(self._router.describe, self._waits_for)
         self._batcher: Batcher | None = None
@@ -112,14 +113,33 @@ class Stages:
         Raises:
             ConfigurationError: There is no such endpoint, or no other.
         """
-        try:
-            backend = await self._router.remove(target, deadline)
-        finally:
-            if not self._router.fleet.has(target) and target in self._backends:
-                self._retired.add(self._backends.pop(target))
-        assert isinstance(backend, EndpointBackend)  # noqa: S101 - all of them were made here
+        member = self._router.retire(target)
+        backend = self._backends.pop(target)
+        removal = asyncio.get_running_loop().create_task(self._remove(member, backend, deadline))
+        self._removals[removal] = backend
+        removal.add_done_callback(self._removed)
+        await asyncio.shield(removal)
+
+    async def _remove(self, member: Member, backend: EndpointBackend, deadline: Deadline) -> None:
+        await self._router.drain(member, deadline)
+        backend.endpoint.removed = True
         await backend.aclose(deadline)
-        self._retired.discard(backend)
+
+    def _removed(self, removal: asyncio.Task[None]) -> None:
+        self._removals.pop(removal, None)
+        if not removal.cancelled():
+            removal.exception()  # seen here, should the caller have left
+
+    async def _end_removals(self, deadline: Deadline) -> None:
+        """Let removals end; those that take too long are ended."""
+        removals = dict(self._removals)
+        if not removals:
+            return
+        _, late = await asyncio.wait(removals, timeout=deadline.wait_s())
+        for removal in late:
+            removal.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(*[removals[removal].aclose(deadline) for removal in late])
 
     def controls(self) -> dict[str, Control]:
         """Return the administration calls of each endpoint, by target."""
@@ -148,9 +168,8 @@ class Stages:
             await batcher.drain(deadline)
         await self.catalog.aclose()
         await self._router.stop()
-        closing = [
-            backend.aclose(deadline) for backend in (*self._backends.values(), *self._retired)
-        ]
+        await self._end_removals(deadline)
+        closing = [backend.aclose(deadline) for backend in self._backends.values()]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
         if batcher is not None:
             await batcher.aclose()

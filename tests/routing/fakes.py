@@ -122,7 +122,10 @@ class Server:
             await asyncio.sleep(0)
         error = None if self.error is None else self.error()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # no cycle of the fake's own
         self.last_answer = time.monotonic()
 
     def release(self) -> None:
@@ -175,3 +178,10 @@ async def until(condition: Callable[[], bool], patience_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < limit, "it did not happen"
         await asyncio.sleep(0.001)
+
+
+async def remove(route: Router, target: str, deadline: Deadline) -> Server:
+    """Remove an endpoint, as the pool does; return it."""
+    member = route.retire(target)
+    await route.drain(member, deadline)
+    return member.backend

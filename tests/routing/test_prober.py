@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.batching.fakes import nothing_left
-from tests.routing.fakes import Server, call, not_found, router, unreachable, until
+from tests.routing.fakes import Server, call, not_found, remove, router, unreachable, until
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConnectionLostError, ServerUnreachableError
 from tritonasync.core.resilience import HealthPolicy, RetryPolicy
@@ -260,7 +260,7 @@ async def test_an_endpoint_that_was_removed_is_asked_no_more():
     route = watched(*servers, probe_interval_s=0.01)
     await route.infer(call())
     await until(lambda: all(server.asked for server in servers))
-    await route.remove("a:1", Deadline.after(5))
+    await remove(route, "a:1", Deadline.after(5))
     asked = servers[0].asked
     before = servers[1].asked
     await until(lambda: servers[1].asked > before + 3)
@@ -278,4 +278,46 @@ async def test_a_silent_endpoint_costs_a_retry_and_no_more_than_the_policy_allow
         )
         assert any(isinstance(result, ConnectionLostError) for result in results)
         assert len(good.calls) + len(silent.calls) == 20
+        await route.stop()
+
+
+async def test_one_failing_look_does_not_end_the_watch(monkeypatch):
+    silent, good = Server("silent", hold=True, ready=never), Server("good")
+    route = watched(silent, good, ejection_s=30, max_ejection_s=30)
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    def broken(reason):
+        silent.let_go_for.append(reason)
+        raise RuntimeError("no fresh channel")
+
+    monkeypatch.setattr(silent, "let_go", broken)
+    tasks = [asyncio.ensure_future(route.infer(call())) for _ in range(20)]
+    await until(lambda: bool(silent.let_go_for))
+    asked = good.asked
+    good.hold = True
+    tasks += [asyncio.ensure_future(route.infer(call())) for _ in range(4)]
+    await until(lambda: good.asked > asked)  # it goes on watching
+    silent.release()
+    good.release()
+    await asyncio.gather(*tasks)
+    await route.stop()
+    assert len(complaints) == 1
+
+
+async def test_a_look_after_the_event_loop_stood_still_condemns_nobody():
+    """What was answered meanwhile is not seen yet."""
+    servers = [Server("a", ready=never), Server("b", ready=never)]
+    route = watched(*servers, probe_interval_s=0.01)
+    async with nothing_left():
+        for _ in range(5):
+            for server in servers:
+                server.hold = True
+            tasks = [asyncio.ensure_future(route.infer(call())) for _ in range(8)]
+            await asyncio.sleep(0.015)
+            time.sleep(0.2)  # noqa: ASYNC251 - the user's own code
+            for server in servers:
+                server.release()
+            await asyncio.gather(*tasks)
+        assert [server.let_go_for for server in servers] == [[], []]
         await route.stop()

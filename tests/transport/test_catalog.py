@@ -169,3 +169,14 @@ async def test_a_refresh_after_nothing_was_asked_asks_nothing():
     await settle()
     assert source.asked == []
     await catalog.aclose()
+
+
+async def test_a_refresh_after_closing_asks_nothing():
+    source = Source()
+    source.go.set()
+    catalog = Catalog(source.ask)
+    await catalog.describe("m", "", NEVER)
+    await catalog.aclose()
+    catalog.refresh()
+    await settle()
+    assert source.asked == [("m", "")]

@@ -12,11 +12,13 @@ from tests.faults.proxy import FaultProxy
 from tests.transport.scripted import Gated, RefusalError, ScriptedServer, echo, make_endpoint
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
+    ConfigurationError,
     ConnectionLostError,
     DeadlineExceededError,
     ModelNotFoundError,
     PoolClosedError,
     QueueFullError,
+    ServerUnreachableError,
     TritonError,
 )
 from tritonasync.transport import lanes
@@ -328,6 +330,34 @@ async def test_channels_are_not_renewed_twice_in_a_second(monkeypatch):
         await endpoint.exchange("ModelInfer", b"", NEVER)
         assert endpoint.statistics().reconnections == 2
         await endpoint.aclose(NEVER)
+
+
+async def test_channels_that_cannot_be_renewed_are_kept(monkeypatch):
+    """A certificate's file may be gone by now."""
+    async with ScriptedServer(ModelInfer=echo) as server:
+        endpoint = make_endpoint(server.target)
+        await endpoint.exchange("ModelInfer", b"", NEVER)
+        present = endpoint._lanes.current
+
+        def fail():
+            raise ConfigurationError("TlsConfig: ca cannot be read")
+
+        monkeypatch.setattr(endpoint._lanes, "_make", fail)
+        endpoint.let_go("a test")
+        assert endpoint._lanes.current is present
+        assert await endpoint.exchange("ModelInfer", b"x", NEVER) == b"x"
+        await endpoint.aclose(NEVER)
+
+
+async def test_a_call_that_comes_when_its_endpoint_was_removed_may_go_elsewhere():
+    async with ScriptedServer(ModelInfer=echo) as server:
+        endpoint = make_endpoint(server.target)
+        endpoint.removed = True
+        await endpoint.aclose(NEVER)
+        with pytest.raises(ServerUnreachableError, match="was removed from the pool") as caught:
+            await endpoint.exchange("ModelInfer", b"x", NEVER)
+        assert caught.value.retriable
+        assert not caught.value.may_have_executed
 
 
 async def test_channels_given_ready_made_are_kept():

@@ -56,6 +56,23 @@ ROWS = [
         "ServerUnreachableError",
     ),
     ("UNAVAILABLE", "Trying to connect an http1.x server", "ServerUnreachableError"),
+    (
+        "UNAVAILABLE",
+        "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to "
+        "connect to remote host: connect: Connection refused (111)",
+        "ServerUnreachableError",
+    ),
+    (
+        "UNAVAILABLE",
+        "Failed to create XdsClient: Environment variables GRPC_XDS_BOOTSTRAP or "
+        "GRPC_XDS_BOOTSTRAP_CONFIG not defined",
+        "ServerUnreachableError",
+    ),
+    # What a model says with this status: it has run.
+    ("UNAVAILABLE", "database: connection refused", "ConnectionLostError"),
+    ("UNAVAILABLE", "the feature store is shutting down", "ConnectionLostError"),
+    ("UNAVAILABLE", "could not reach it: failed to connect to db", "ConnectionLostError"),
+    ("UNAVAILABLE", "feature server not ready", "ConnectionLostError"),
     ("UNAVAILABLE", "DNS resolution failed for nowhere.invalid:8001", "ServerUnreachableError"),
     (
         "UNAVAILABLE",
@@ -172,3 +189,20 @@ def test_a_server_error_keeps_code_and_details():
 def test_an_error_says_whether_to_try_again(kind, retriable, may_have_executed):
     error = getattr(errors, kind)
     assert (error.retriable, error.may_have_executed) == (retriable, may_have_executed)
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        ("UNAVAILABLE", "in ensemble 'e', Exceeds maximum queue size", errors.QueueFullError),
+        ("UNAVAILABLE", "in ensemble 'e', 'm' is not at ready state", errors.ModelNotReadyError),
+        ("INVALID_ARGUMENT", "in ensemble 'e', unexpected shape", errors.InvalidRequestError),
+    ],
+)
+def test_a_step_of_an_ensemble_that_refuses_may_have_had_others_before_it(code, details, kind):
+    error = error_from_status(code, details, endpoint="host:1", model="e")
+    assert type(error) is kind
+    assert error.may_have_executed
+    plain = error_from_status(code, details.partition(", ")[2], endpoint="host:1", model="m")
+    assert type(plain) is kind
+    assert not plain.may_have_executed

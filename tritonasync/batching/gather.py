@@ -8,6 +8,7 @@ that are filled up are copied) nor on the way up (outputs are views on the batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import TypeVar
@@ -66,6 +67,7 @@ def gather(
         key.parameters,
         deadline=deadline,
         idempotent=key.idempotent,
+        wanted_until=max([group.deadline_at for group in groups], default=math.inf),
     )
 
 

@@ -193,7 +193,8 @@ class DeadlineExceededError(TritonError, TimeoutError):
         super().__init__(message, model=model, endpoint=endpoint)
         self.stage: Stage = stage
         self.timeout_s = timeout_s
-        self.may_have_executed = stage == "server"
+        # What waits for a connection is sent once there is one, caller or no caller.
+        self.may_have_executed = stage in {"connect", "server"}
 
 
 # --- nobody answered ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class RetryPolicy:
         attempts: The most attempts at one call, the first and hedges included; 1 for no retries.
         backoff_s: The pause before the first retry is drawn from 0 to this many seconds; the upper
             bound doubles with each retry ("full jitter").
-        max_backoff_s: Where that upper bound stops growing.
+        max_backoff_s: The most that the upper bound comes to.
         budget: Retries and hedges of the last 10 s as a share of the calls of the last 10 s.
         min_retries_per_s: Retries and hedges a second that are allowed whatever the share is, so
             that a pool with few calls may retry at all.

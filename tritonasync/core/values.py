@@ -9,6 +9,7 @@ array in an :class:`InputTensor` already has the numpy dtype of its Triton datat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -133,6 +134,8 @@ class Call:
         deadline: When the caller's time is up.
         padding: How the rows may be filled up to share a batch with longer ones.
         idempotent: Whether it does no harm if the model runs twice.
+        wanted_until: When nobody waits any more, on the monotonic clock, if that is before the
+            deadline: no further attempt begins then, though one that is out may still be answered.
     """
 
     model: str
@@ -145,6 +148,7 @@ class Call:
     deadline: Deadline = NEVER
     padding: Padding | None = None
     idempotent: bool = True
+    wanted_until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,17 @@ class Fleet:
     Args:
         policy: When an endpoint is left out.
         prefer_near: Whether endpoints on the loopback interface come first.
+
+    Attributes:
+        members: The endpoints.
+        on_trial: Whether what was picked last is on trial.
     """
 
     def __init__(self, policy: HealthPolicy, *, prefer_near: bool = False) -> None:
         self._policy = policy
         self._balancer: Balancer[Member] = Balancer(prefer_near=prefer_near)
         self.members: list[Member] = []
+        self.on_trial = False
         self._ready: list[Member] = []
         self._plain = True  # nobody is half open, and no model is ill anywhere
         self._due_at = -math.inf
@@ -52,12 +57,10 @@ class Fleet:
         Raises:
             ConfigurationError: It is.
         """
-        if self.has(target):
-            raise ConfigurationError(f"{target} is an endpoint of this pool already")
-
-    def has(self, target: str) -> bool:
-        """Return whether there is an endpoint with a target."""
-        return any(member.target == target for member in self.members)
+        for member in self.members:
+            if member.target == target:
+                state = "is still being removed" if member.draining else "is there already"
+                raise ConfigurationError(f"{target}: an endpoint of this pool; it {state}")
 
     def add(self, backend: Backend, *, weight: float) -> Member:
         """Take an endpoint in.
@@ -113,13 +116,18 @@ class Fleet:
     # --- picking --------------------------------------------------------------------------------
 
     def pick(self, key: ModelKey, now: float, rows: int = 1) -> Member:
-        """Return the endpoint for the first attempt at a call of a model."""
+        """Return the endpoint for the first attempt at a call of a model.
+
+        :attr:`on_trial` says whether this call is to find out if all is well there again.
+        """
+        self.on_trial = False
         if now >= self._due_at:
             self.refresh(now)
         ready = self._ready
         if not self._plain:
             trial = self._trial(key, now)
             if trial is not None:
+                self.on_trial = True
                 return trial
             ready = [member for member in ready if member.takes(key)] or ready
         return ready[0] if len(ready) == 1 else self._balancer.choose(ready, rows)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from tritonasync.core.resilience import RetryPolicy
 from tritonasync.routing.budget import Budget
@@ -76,7 +76,7 @@ class Hedges:
         if delay_s is None or not self._fleet.has_well_other(member):
             answer = await attempt(member, hedge=False)
         else:
-            answer = await self._race(errand, member, delay_s, attempt)
+            answer = _result(await self._race(errand, member, delay_s, attempt))
         if self._policy.hedge_percentile is not None:
             now = time.monotonic()
             self._latencies.setdefault(errand.key, Latencies()).note(now - errand.began, now)
@@ -92,7 +92,12 @@ class Hedges:
 
     async def _race(
         self, errand: Errand, member: Member, delay_s: float, attempt: HedgedAttempt[_T]
-    ) -> _T:
+    ) -> tuple[_T | None, BaseException | None]:
+        """Return what the race came to.
+
+        An error is not raised here: this frame, which holds its task, would be in its traceback,
+        and so they would hold one another.
+        """
         first = self._start(attempt(member, hedge=False))
         runners = {first}
         try:
@@ -103,7 +108,8 @@ class Hedges:
                     runners.add(second)
             winner = await _first_answer(runners)
             self.wins += winner is not first
-            return winner.result()
+            error = winner.exception()
+            return (winner.result(), None) if error is None else (None, error)
         finally:
             losers = [runner for runner in runners if not runner.done()]
             for loser in losers:
@@ -116,7 +122,9 @@ class Hedges:
     ) -> asyncio.Task[_T] | None:
         now = time.monotonic()
         other = self._fleet.pick_other(errand.key, (member,), now)
-        if other is member or not other.well or not self._budget.spend(now, part=_PART):
+        if other is member or not (other.well and other.takes(errand.key)):
+            return None
+        if errand.deadline.expired(now) or not self._budget.spend(now, part=_PART):
             return None
         self.count += 1
         return self._start(attempt(other, hedge=True))
@@ -130,6 +138,17 @@ class Hedges:
     async def aclose(self) -> None:
         """Wait for attempts that are out, which the endpoints below have ended."""
         await asyncio.gather(*self._runners, return_exceptions=True)
+
+
+def _result(outcome: tuple[_T | None, BaseException | None]) -> _T:
+    answer, error = outcome
+    del outcome
+    if error is None:
+        return cast("_T", answer)
+    try:
+        raise error
+    finally:
+        del error
 
 
 _Runner = asyncio.Task[_T]

@@ -159,18 +159,33 @@ class Member:
                 model.succeeded(now)
             self._changed()
 
-    def failed(self, key: ModelKey, error: TritonError, now: float, took_s: float) -> None:
-        """Take note of a call that failed, after so many seconds."""
+    def lives(self, now: float) -> None:
+        """Take note of an answer that says nothing of any model."""
+        self.health.succeeded(now)
+        if not self.steady:
+            self._changed()
+
+    def failed(
+        self,
+        key: ModelKey,
+        error: TritonError,
+        now: float,
+        took_s: float,
+        *,
+        trial: bool = False,
+    ) -> None:
+        """Take note of a call that failed after so many seconds; ``trial``: it was to find out."""
         verdict = verdict_of(error)
         if verdict is Verdict.UNKNOWN:
-            self.left(key, took_s)
+            self.left(key, took_s, trial=trial)
             return
         if verdict is Verdict.NOBODY:
             self.answered(key, now)
             return
         self.failures += 1
         if verdict is Verdict.ENDPOINT:
-            self._drop_model_trial(key)
+            if trial:
+                self._drop_model_trial(key)
             self.health.failed(now)
         else:
             self.health.succeeded(now)
@@ -186,7 +201,7 @@ class Member:
         else:
             model.failed(now, hard=verdict is Verdict.MODEL)
 
-    def left(self, key: ModelKey, waited_s: float) -> None:
+    def left(self, key: ModelKey, waited_s: float, *, trial: bool = False) -> None:
         """Take note of a caller that left, or whose time was up: of its answer nothing is known.
 
         But that it takes longer than was waited. An endpoint whose model hangs while its health
@@ -196,8 +211,9 @@ class Member:
             last, self._last_s = self._last_s, waited_s
             self.latency_s += _NEWS * max(0.0, min(waited_s, last) - self.latency_s)
             self.heard = True
-        self.health.drop_trial()
-        self._drop_model_trial(key)
+        if trial:
+            self.health.drop_trial()
+            self._drop_model_trial(key)
 
     def _drop_model_trial(self, key: ModelKey) -> None:
         if self.models and (model := self.models.get(key)) is not None:

@@ -56,6 +56,7 @@ class Prober:
         self._tick_s = policy.silence_s / 2
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = math.inf
         self._questions: dict[object, tuple[asyncio.Task[None], float]] = {}  # since when
         self._ask_at: dict[Member, float] = {}
         self._closed = False
@@ -69,11 +70,21 @@ class Prober:
     def _schedule(self, delay_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._tick_at = time.monotonic() + delay_s
         if not self._closed:
             self._timer = self._loop.call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
         now = time.monotonic()
+        stalled = now - self._tick_at > self._tick_s
+        self._timer = None
+        try:
+            if not stalled:  # what was answered while the event loop stood still is not seen yet
+                self._look(now)
+        finally:
+            self._next_tick(now)
+
+    def _look(self, now: float) -> None:
         members = self._fleet.members
         if len(members) > 1:
             self._fleet.refresh(now)
@@ -82,7 +93,9 @@ class Prober:
                 self._ask_when_due(member, now)
         for member in [member for member in self._ask_at if member not in members]:
             del self._ask_at[member]
-        if any(member.load for member in members):
+
+    def _next_tick(self, now: float) -> None:
+        if any(member.load for member in self._fleet.members):
             self._schedule(self._tick_s)
             return
         self.dormant = True  # but for the questions that are due sometime

@@ -9,18 +9,25 @@ is sent, none without the budget's leave; the error that surfaces is the last on
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import Attempt, TritonError
+from tritonasync.core.errors import Attempt, PoolClosedError, TritonError
 from tritonasync.core.resilience import RetryPolicy
 from tritonasync.routing.budget import Budget
 from tritonasync.routing.member import Member, ModelKey
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 _T = TypeVar("_T")
+
+_Outcome: TypeAlias = tuple[_T | None, TritonError | None]
 
 
 @dataclass(slots=True)
@@ -29,13 +36,14 @@ class Errand:
 
     Attributes:
         key: The model's name and version.
-        deadline: When the caller's time is up.
+        deadline: When the last caller's time is up: no attempt begins after it.
         idempotent: Whether it does no harm if the model runs twice.
         began: When the first attempt began, on the monotonic clock.
         tried: The endpoints that failed.
         history: The attempts that failed.
         may_have_executed: Whether the model may have run in one of them.
         over_budget: Whether the budget did not allow another.
+        question: Whether it is a question about the model and no call of it.
     """
 
     key: ModelKey
@@ -46,6 +54,7 @@ class Errand:
     history: list[Attempt] = field(default_factory=list[Attempt])
     may_have_executed: bool = False
     over_budget: bool = False
+    question: bool = False
 
     def note(
         self, member: Member, error: TritonError, began: float, *, hedge: bool = False
@@ -88,6 +97,7 @@ class Retries:
     def __init__(self, policy: RetryPolicy, budget: Budget) -> None:
         self._policy = policy
         self._budget = budget
+        self._stopped = asyncio.Event()
         self.count = 0
 
     async def again(
@@ -111,40 +121,65 @@ class Retries:
         # Imported late: failures are rare, and ``import tritonasync`` should cost little.
         from tenacity import (  # noqa: PLC0415 - see above
             AsyncRetrying,
-            retry_if_exception,
+            retry_if_result,
             stop_after_attempt,
             stop_before_delay,
             wait_random_exponential,
         )
 
         first: list[TritonError] = [failure]
+        del failure
 
-        async def once() -> _T:
+        async def once() -> _Outcome[_T]:
+            # Errors are returned here, not raised: tenacity's frames would be in their tracebacks,
+            # and hold them in turn, and with them the messages, until a collection.
             if first:  # the attempt that brought us here counts as the first
-                raise first.pop()
+                return None, first.pop()
+            if self._stopped.is_set():
+                return None, PoolClosedError("the pool was closed before a call was sent again")
             self.count += 1
-            return await attempt()
+            try:
+                return await attempt(), None
+            except TritonError as error:
+                return None, error
 
         policy = self._policy
         enough = stop_after_attempt(
             max(1, policy.attempts - len(errand.history) + 1)
         ) | stop_before_delay(errand.deadline.remaining())
         retrying = AsyncRetrying(
-            retry=retry_if_exception(
-                lambda error: isinstance(error, TritonError) and permitted(error)
-            ),
+            retry=retry_if_result(lambda outcome: outcome[1] is not None and permitted(outcome[1])),
             wait=wait_random_exponential(multiplier=policy.backoff_s, max=policy.max_backoff_s),
             # In this order: what stops anyway shall not ask the budget.
             stop=lambda state: enough(state) or self._is_over_budget(errand),
-            reraise=True,
+            sleep=self._pause,
+            retry_error_callback=_last,
         )
+        outcome: _Outcome[_T] = await retrying(once)
+        answer, error = outcome
+        del outcome
+        if error is None:
+            return cast("_T", answer)
         try:
-            return await retrying(once)
-        except TritonError as error:
-            raise errand.sign(error)  # noqa: B904 - the same error
+            raise errand.sign(error)
         finally:
-            del failure
+            del error
 
     def _is_over_budget(self, errand: Errand) -> bool:
         errand.over_budget = not self._budget.spend(time.monotonic())
         return errand.over_budget
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
+    def stop(self) -> None:
+        """End all pauses, and send nothing again: the pool is being closed."""
+        self._stopped.set()
+
+
+def _last(state: RetryCallState) -> object:
+    """Return what the last attempt came to, where no other may follow."""
+    assert state.outcome is not None  # noqa: S101 - an attempt was made
+    return state.outcome.result()

@@ -16,11 +16,10 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import TritonError
-from tritonasync.core.ports import Backend
 from tritonasync.core.resilience import HealthPolicy, RetryPolicy
 from tritonasync.core.values import Call, ModelSpec, Reply
 from tritonasync.routing.affinity import Pins, SequenceKey, sequence_of
@@ -37,6 +36,9 @@ _T = TypeVar("_T")
 
 Send = Callable[[Member], Awaitable[_T]]
 """What is tried on one endpoint."""
+
+
+_DRAIN_STEP_S: Final = 1.0
 
 
 class Router:
@@ -82,6 +84,7 @@ class Router:
         key = call.model, call.version
         rows = call.rows or 1
         member = self.fleet.pick(key, now, rows)
+        trial = self.fleet.on_trial
         member.attempts += 1
         member.load += rows
         try:
@@ -89,7 +92,7 @@ class Router:
         except TritonError as error:
             failure = error
         except BaseException:
-            member.left(key, time.monotonic() - now)
+            member.left(key, time.monotonic() - now, trial=trial)
             raise
         else:
             end = time.monotonic()
@@ -100,8 +103,8 @@ class Router:
             if member.draining:
                 self._left(member)
         try:
-            errand = Errand(key, call.deadline, call.idempotent, now)
-            self._failed(errand, member, failure, now)
+            errand = Errand(key, _wanted(call), call.idempotent, now)
+            self._failed(errand, member, failure, now, trial=trial)
             return await self._again(errand, failure, lambda m: m.backend.infer(call), rows)
         finally:
             del failure  # it holds this frame, and with it the call, until a collection
@@ -112,7 +115,9 @@ class Router:
         Raises as :meth:`infer` does.
         """
         return await self._run(
-            Errand((model, version), deadline, idempotent=True, began=time.monotonic()),
+            Errand(
+                (model, version), deadline, idempotent=True, began=time.monotonic(), question=True
+            ),
             lambda member: member.backend.describe(model, version, deadline),
             rows=1,
         )
@@ -127,9 +132,10 @@ class Router:
     async def _run(self, errand: Errand, send: Send[_T], rows: int) -> _T:
         """Try, and try again."""
         self._begin(errand.began)
-        member = self.fleet.pick(errand.key, errand.began)
+        member = self.fleet.pick(errand.key, errand.began, rows)
+        trial = self.fleet.on_trial
         try:
-            return await self._attempt(errand, member, send, rows)
+            return await self._attempt(errand, member, send, rows, trial=trial)
         except TritonError as error:
             failure = error
         try:
@@ -138,7 +144,14 @@ class Router:
             del failure
 
     async def _attempt(
-        self, errand: Errand, member: Member, send: Send[_T], rows: int, *, hedge: bool = False
+        self,
+        errand: Errand,
+        member: Member,
+        send: Send[_T],
+        rows: int,
+        *,
+        hedge: bool = False,
+        trial: bool = False,
     ) -> _T:
         began = time.monotonic()
         member.attempts += 1
@@ -146,16 +159,20 @@ class Router:
         try:
             answer = await send(member)
         except TritonError as error:
-            self._failed(errand, member, error, began, hedge=hedge)
+            self._failed(errand, member, error, began, hedge=hedge, trial=trial)
             raise
         except BaseException:
-            member.left(errand.key, time.monotonic() - began)
+            member.left(errand.key, time.monotonic() - began, trial=trial)
             raise
         finally:
             member.load -= rows
             if member.draining:
                 self._left(member)
-        member.answered(errand.key, time.monotonic())
+        now = time.monotonic()
+        if errand.question:  # it says nothing of how the model fares
+            member.lives(now)
+        else:
+            member.answered(errand.key, now, now - began)
         return answer
 
     def _failed(
@@ -166,9 +183,10 @@ class Router:
         began: float,
         *,
         hedge: bool = False,
+        trial: bool = False,
     ) -> None:
         now = time.monotonic()
-        member.failed(errand.key, error, now, now - began)
+        member.failed(errand.key, error, now, now - began, trial=trial)
         errand.note(member, error, began, hedge=hedge)
 
     async def _again(self, errand: Errand, failure: TritonError, send: Send[_T], rows: int) -> _T:
@@ -183,14 +201,17 @@ class Router:
             member = self.fleet.pick_other(errand.key, errand.tried, time.monotonic())
             return await self._attempt(errand, member, send, rows)
 
-        if not permitted(failure):
-            raise errand.sign(failure)
-        return await self._retries.again(errand, failure, permitted, attempt)
+        try:
+            if not permitted(failure):
+                raise errand.sign(failure)
+            return await self._retries.again(errand, failure, permitted, attempt)
+        finally:
+            del failure
 
     async def _hedged(self, call: Call) -> Reply:
         assert self._hedges is not None  # noqa: S101 - asked by the caller
         errand = Errand(
-            (call.model, call.version), call.deadline, idempotent=True, began=time.monotonic()
+            (call.model, call.version), _wanted(call), idempotent=True, began=time.monotonic()
         )
         rows = call.rows or 1
 
@@ -230,17 +251,30 @@ class Router:
                 self._pins.pin(key, member, errand.began)
             return member.backend.infer(once)
 
-        if start:
-            reply = await self._run(errand, send, rows)
-        else:
-            self._begin(errand.began)
-            member = self._pins.find(key, errand.began)
-            if member is None:
-                member = self.fleet.pick(errand.key, errand.began)
-            reply = await self._attempt(errand, member, send, rows)
-        if end:
-            self._end(key)
+        over = True
+        try:
+            if start:
+                reply = await self._run(errand, send, rows)
+            else:
+                reply = await self._step_on(errand, key, send, rows)
+            over = end
+        except TritonError:
+            over = start or end  # without its first step there is no sequence
+            raise
+        finally:
+            if over:
+                self._end(key)
         return reply
+
+    async def _step_on(
+        self, errand: Errand, key: SequenceKey, send: Send[Reply], rows: int
+    ) -> Reply:
+        self._begin(errand.began)
+        member = self._pins.find(key, errand.began)
+        if member is None:  # begun elsewhere, or too long ago: all its steps go to one place
+            member = self.fleet.pick(errand.key, errand.began, rows)
+            self._pins.pin(key, member, errand.began)
+        return await self._attempt(errand, member, send, rows)
 
     def _end(self, key: SequenceKey) -> None:
         member = self._pins.find(key, time.monotonic())
@@ -250,30 +284,32 @@ class Router:
 
     # --- endpoints ------------------------------------------------------------------------------
 
-    async def remove(self, target: str, deadline: Deadline) -> Backend:
-        """Send nothing new to an endpoint, wait until it has answered, and forget it.
-
-        Sequences whose state is there may go on until the deadline.
-
-        Returns:
-            The endpoint, for its owner to close.
+    def retire(self, target: str) -> Member:
+        """Send nothing new to an endpoint; :meth:`drain` then waits and forgets it.
 
         Raises:
-            ConfigurationError: There is no such endpoint, or no other.
+            ConfigurationError: There is no such endpoint, no other, or it is being removed.
         """
-        member = self.fleet.retire(target)
+        return self.fleet.retire(target)
+
+    async def drain(self, member: Member, deadline: Deadline) -> None:
+        """Wait until an endpoint has answered all it was sent, and forget it.
+
+        Sequences whose state is there may go on until the deadline.
+        """
         self._pins.expire(time.monotonic())
         emptied = self._emptied[member] = asyncio.Event()
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(deadline.wait_s()):
-                    if not self._is_empty(member):
+            while not (self._is_empty(member) or self._stopped or deadline.expired()):
+                # In steps, for sequences that nobody goes on with.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(_DRAIN_STEP_S, deadline.remaining())):
                         await emptied.wait()
+                self._pins.expire(time.monotonic())
         finally:
             del self._emptied[member]
             self._pins.lost(member)
             self.fleet.drop(member)
-        return member.backend
 
     def _is_empty(self, member: Member) -> bool:
         return not member.load and not self._pins.count(member)
@@ -286,6 +322,9 @@ class Router:
     async def stop(self) -> None:
         """Stop watching and retrying: the endpoints are about to be closed."""
         self._stopped = True
+        self._retries.stop()
+        for emptied in self._emptied.values():
+            emptied.set()
         await self._prober.aclose()
 
     async def aclose(self) -> None:
@@ -305,3 +344,10 @@ class Router:
             sequences=len(self._pins),
             endpoints=tuple([member.report() for member in self.fleet.members]),
         )
+
+
+def _wanted(call: Call) -> Deadline:
+    """Return until when further attempts may begin."""
+    if call.wanted_until >= call.deadline.at:
+        return call.deadline
+    return Deadline(call.wanted_until, call.deadline.timeout_s)

@@ -75,6 +75,5 @@ def may_retry(error: TritonError, *, idempotent: bool, elsewhere: bool) -> bool:
     """
     if isinstance(error, PoolClosedError):
         return False
-    if isinstance(error, _ELSEWHERE_ONLY):
-        return elsewhere
-    return error.retriable and (idempotent or not error.may_have_executed)
+    harmless = idempotent or not error.may_have_executed
+    return harmless and (elsewhere if isinstance(error, _ELSEWHERE_ONLY) else error.retriable)

@@ -42,6 +42,7 @@ class Catalog:
         self._specs: dict[_Key, ModelSpec] = {}
         self._questions: dict[_Key, asyncio.Task[ModelSpec]] = {}
         self._tasks: set[asyncio.Task[ModelSpec]] = set()
+        self._closed = False
 
     def known(self, model: str, version: str) -> ModelSpec | None:
         """Return the signature if it is in memory."""
@@ -108,7 +109,7 @@ class Catalog:
         What is known stays known until the answers are there, so that nobody is held up.
         """
         for key in self._specs:
-            if key not in self._questions:
+            if key not in self._questions and not self._closed:
                 self._start(key)
 
     def forget(self, model: str) -> None:
@@ -120,6 +121,7 @@ class Catalog:
 
     async def aclose(self) -> None:
         """End the questions that are out; the calls beneath them go on to their end."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -37,6 +37,7 @@ from tritonasync.core.errors import (
     PoolClosedError,
     QueueFullError,
     ServerError,
+    ServerUnreachableError,
     Stage,
     TritonError,
 )
@@ -76,6 +77,10 @@ class Endpoint:
             the server, too. Done only where that is known to do no harm: the server is asked for
             its version on each new connection. Never on a ``dns:`` or ``xds:`` target, behind which
             the versions may be mixed.
+
+    Attributes:
+        target: The gRPC target.
+        removed: Whether the pool goes on without it, so that its calls may go elsewhere.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Endpoint:
         self._answered_at = -math.inf
         self._asking = 0
         self._closing = False
+        self.removed = False
         self._succeeded = 0
         self._failed = 0
         self._abandoned = 0
@@ -178,7 +184,7 @@ class Endpoint:
         via: Lane | None,
     ) -> Flight:
         if self._closing:
-            raise PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
+            raise self._closed_error(model)
         now = time.monotonic()
         left = deadline.at - now
         if left <= 0:
@@ -199,6 +205,13 @@ class Endpoint:
         flight = Flight(call, lane, now, deadline, stage, model, repeatable)
         self._flights.launch(flight)
         return flight
+
+    def _closed_error(self, model: str | None) -> TritonError:
+        if self.removed:
+            return ServerUnreachableError(
+                f"{self.target} was removed from the pool", model=model, endpoint=self.target
+            )
+        return PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
 
     def _heaped_up(self, model: str | None) -> QueueFullError:
         subject = f"model {model!r} at {self.target}" if model else self.target

@@ -20,6 +20,7 @@ from typing import Final, TypeAlias, cast
 import grpc
 import grpc.aio
 
+from tritonasync.core.errors import ConfigurationError
 from tritonasync.transport.versions import UNKNOWN, ServerFeatures
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -149,7 +150,11 @@ class Lanes:
             return  # nothing was sent on them yet
         self._renewed_at = now
         connection = max(lane.connection for lane in old) + 1
-        self.current = [Lane(channel, connection) for channel in self._make()]
+        try:
+            made = self._make()
+        except ConfigurationError:
+            return  # a certificate's file that is gone by now: what there is must do
+        self.current = [Lane(channel, connection) for channel in made]
         for lane in old:
             lane.retired = True
             self._retired.add(lane)

@@ -74,8 +74,14 @@ _UNAVAILABLE: Final = (
         ServerUnreachableError,
         "xds: targets need a bootstrap file, named by GRPC_XDS_BOOTSTRAP",
     ),
-    _rule("shutting down|server exiting", ServerNotReadyError, "the server is going down"),
-    _rule("server not ready", ServerNotReadyError, "the server is still starting"),
+    # Anchored, as all that say that the model did not run: a model may answer UNAVAILABLE, too, and
+    # in any words ("database: connection refused").
+    _rule(
+        "^(grpc )?server (is shutting down|exiting)",
+        ServerNotReadyError,
+        "the server is going down",
+    ),
+    _rule("^server not ready", ServerNotReadyError, "the server is still starting"),
     # gRPC's own.
     _rule(
         "\\bssl|\\btls\\b|certificate|handshake|verification check",  # seen
@@ -89,14 +95,15 @@ _UNAVAILABLE: Final = (
     ),
     # All that is heard from a port that speaks HTTP, or TLS to a client without (a certificate).
     _rule(
-        "failed to connect.*socket closed",  # seen
+        "^failed to connect to .*socket closed",  # seen
         ServerUnreachableError,
         "somebody listens there and hung up: is it another port than gRPC's (Triton's default is "
         "8001; 8000 is HTTP), or does the server want TLS, or a client certificate (TlsConfig)?",
     ),
     _rule(
-        "failed to connect|connection refused|errors resolving|dns resolution|address lookup|"
-        "empty address list|no route",  # seen, but for the second and fourth
+        "^failed to connect to |^connections to all backends failing|^errors resolving|"
+        "^dns resolution|^address lookup|^empty address list|^no route|^no address",  # seen: the
+        # first two
         ServerUnreachableError,
         "is the server running, and the address right?",
     ),
@@ -110,7 +117,11 @@ _NOT_FOUND: Final = (
         "was the server restarted?",
     ),  # seen
     _rule("no available versions", ModelNotReadyError, "it is unloaded; load it first"),  # seen
-    _rule(None, ModelNotFoundError, "the index of pool.admin lists what the server has"),  # seen
+    _rule(
+        None,
+        ModelNotFoundError,
+        "pool.admin.index(), or at(url).index() of several, lists what it has",
+    ),  # seen
 )
 
 _INVALID_ARGUMENT: Final = (
@@ -200,5 +211,8 @@ def error_from_status(
     advice = f" ({rule.advice})" if rule.advice else ""
     message = f"{subject}: {details or 'no details'} [{code}]{advice}"
     if issubclass(rule.kind, ServerError):
-        return rule.kind(message, code=code, details=details, model=model, endpoint=endpoint)
+        error = rule.kind(message, code=code, details=details, model=model, endpoint=endpoint)
+        # Whatever a step says, those before it have run.
+        error.may_have_executed |= details.lower().startswith("in ensemble ")
+        return error
     return rule.kind(message, model=model, endpoint=endpoint)
