@@ -92,8 +92,8 @@ def main() -> int:
     lives, made, answered = asyncio.run(run(client, options.calls))
     fate = "the server lives" if lives else "THE SERVER DIED"
     print(
-        f"{options.client}: {made:,} calls left behind in {time.monotonic() - began:.1f} s, "
-        f"{answered:,} answered before: {fate}"
+        f"{options.client}: {made:,} calls made in {time.monotonic() - began:.1f} s, {answered:,} "
+        f"answered before their caller left: {fate}"
     )
     return 0 if lives else 1
 

@@ -24,6 +24,8 @@ class Tally:
         wrong: Numbers whose answer was another's.
         errors: What calls failed of, by class and message.
         slowest_s: The longest that an answer took.
+        latencies_s: How long each answer took, if that is to be remembered.
+        count: How many calls were answered.
     """
 
     sent: int = 0
@@ -31,6 +33,7 @@ class Tally:
     wrong: list[int] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    latencies_s: list[float] = field(default_factory=list)
     count: int = 0
 
     def check(self) -> None:
@@ -51,8 +54,9 @@ class Load:
         callers: How many there are.
         timeout_s: The deadline of each call.
         pause_s: How long a caller rests after each answer.
-        remember: Whether the number of each answered call is kept; a million take 100 MB.
-        options: More for ``pool.model``.
+        remember: Whether the number and the latency of each answered call are kept; a million
+            take 130 MB.
+        most: How many calls are made at most.
     """
 
     def __init__(
@@ -106,15 +110,28 @@ class Load:
         except Exception as error:
             tally.errors[f"{type(error).__name__}: {error}"] += 1
             return
-        tally.slowest_s = max(tally.slowest_s, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        tally.slowest_s = max(tally.slowest_s, took_s)
         if answer.shape != (16,) or not (answer == row).all():
             tally.wrong.append(number)
         tally.count += 1
         if self._remember:
             tally.answered[number] += 1
+            tally.latencies_s.append(took_s)
 
     async def rate(self, seconds: float) -> float:
         """Return the answers per second of the next so many seconds."""
         before, began = self.tally.count, time.monotonic()
         await asyncio.sleep(seconds)
         return (self.tally.count - before) / (time.monotonic() - began)
+
+    async def rates(self, windows: int, seconds: float = 0.25) -> list[float]:
+        """Return the answers per second of so many windows, one after the other."""
+        return [await self.rate(seconds) for _ in range(windows)]
+
+
+async def until_healthy(pool: TritonPool) -> None:
+    """Wait until every endpoint has its full share again."""
+    async with asyncio.timeout(30):
+        while {health.state for health in pool.statistics().routing.endpoints} != {"healthy"}:
+            await asyncio.sleep(0.02)

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import inspect
 import random
 import statistics
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import psutil
 from anyio import to_thread
 
-from tests.faults.load import Load
+from tests.faults.load import Load, until_healthy
 from tritonasync import BatchPolicy, TritonPool
 from tritonasync.core.errors import DeadlineExceededError
 from tritonasync.core.resilience import HealthPolicy
@@ -28,6 +29,9 @@ from tritonasync.serving import EmbeddedTriton
 
 ROW = np.ones((1, 16), np.float32)
 MEGABYTE = 1 << 20
+MOST_GROWTH_MB = 3.0
+"""Of memory, over a million calls; its error, too, must be below, or it would say nothing."""
+
 BACKLOG = 2_000
 """Calls left behind until the server has caught up; beyond 10,000 the pool refuses more."""
 
@@ -42,7 +46,10 @@ def server() -> EmbeddedTriton:
 
 
 async def deaths(seconds: float = 240) -> None:
-    """Three servers are killed and restarted in turn under 200 callers; nothing is lost."""
+    """Three servers are killed and restarted in turn under 200 callers; nothing is lost.
+
+    Each kill waits until all endpoints are healthy again, so that never two are dead together.
+    """
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(server()) for _ in range(3)]
         for batching in (BatchPolicy(), None):
@@ -68,21 +75,15 @@ async def _deaths(servers: list[EmbeddedTriton], batching: BatchPolicy | None, s
                     await asyncio.sleep(chance.uniform(0, 0.6))
                     await to_thread.run_sync(triton.start)
                     deaths += 1
-                    async with asyncio.timeout(30):
-                        while not all(h.state == "healthy" for h in _health(pool)):
-                            await asyncio.sleep(0.02)
+                    await until_healthy(pool)
         load.tally.check()
         routing = pool.statistics().routing
         print(
             f"  {'batched' if batching else 'alone'}: {load.tally.sent:,} calls over {deaths} "
-            f"deaths, all answered, once and rightly; slowest {load.tally.slowest_s:.2f} s; "
+            f"deaths, all answered, rightly; slowest {load.tally.slowest_s:.2f} s; "
             f"{routing.retries:,} retries, {routing.over_budget} over the budget"
         )
         await _settle(before, "deaths", slack=40)
-
-
-def _health(pool: TritonPool):
-    return pool.statistics().routing.endpoints
 
 
 async def abandonment(calls: int = 100_000) -> None:
@@ -150,7 +151,8 @@ async def million(calls: int = 1_000_000) -> None:
                 f"  {load.tally.sent:,} calls answered; memory grows by {slope * 1e6:.2f} MB a "
                 f"million calls, give or take {2 * error * 1e6:.2f}, over {len(samples)} samples"
             )
-            assert slope * 1e6 < max(2 * error * 1e6, 3.0), "memory grows"
+            assert error * 1e6 < MOST_GROWTH_MB, "memory was too unsteady to say whether it grows"
+            assert slope * 1e6 < max(2 * error * 1e6, MOST_GROWTH_MB), "memory grows"
             await _settle(before, "million", slack=20)
 
 
@@ -223,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="part", default=[])
     for name in parser.parse_args().parts or PARTS:
-        print(f"{name}: {PARTS[name].__doc__}", flush=True)
+        print(f"{name}: {inspect.getdoc(PARTS[name])}", flush=True)
         began = time.monotonic()
         asyncio.run(PARTS[name]())
         print(f"  {time.monotonic() - began:.0f} s", flush=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 
 import numpy as np
 import pytest
 from anyio import to_thread
 
-from tests.faults.load import Load
+from tests.faults.load import Load, until_healthy
+from tests.transport.scripted import Gated, ScriptedServer, echo
 from tritonasync import BatchPolicy, TritonPool
 from tritonasync.core.resilience import HealthPolicy
 from tritonasync.serving import EmbeddedTriton
@@ -17,6 +19,7 @@ from tritonasync.serving import EmbeddedTriton
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 BRISK = HealthPolicy(ejection_s=0.2, slow_start_s=0.5)
+UNPROBED = HealthPolicy(probe_interval_s=None)
 
 batched = pytest.mark.parametrize("batching", [BatchPolicy(), None], ids=["batched", "alone"])
 
@@ -40,23 +43,46 @@ async def test_servers_are_killed_and_restarted_in_turn(three_servers, batching)
         assert all(endpoint.reconnections for endpoint in pool.statistics().endpoints)
 
 
-async def until_healthy(pool):
-    """Wait until every endpoint has its full share again, so that the next may be killed."""
-    async with asyncio.timeout(30):
-        while {health.state for health in pool.statistics().routing.endpoints} != {"healthy"}:
-            await asyncio.sleep(0.05)
-
-
 @batched
 async def test_a_rolling_reload_fails_no_call(three_servers, batching):
-    async with (
-        TritonPool(urls(three_servers), batching=batching) as pool,
-        Load(pool, callers=200) as load,
-    ):
-        for _ in range(3):
-            await pool.admin.load("ident")
-    load.tally.check()
-    assert load.tally.sent > 200
+    async with TritonPool(urls(three_servers), batching=batching) as pool:
+        asked = [pool.admin.at(url) for url in urls(three_servers)]
+        config = dict((await asked[0].config("ident")).document)
+        async with Load(pool, callers=200) as load:
+            for generation in ("1", "2", "3"):
+                # A model whose files and configuration are as before would not be loaded anew.
+                config["parameters"] = {"generation": {"string_value": f"{batching} {generation}"}}
+                await pool.admin.load("ident", config=config)
+        load.tally.check()
+        assert load.tally.sent > 1000
+        for one in asked:
+            loaded = (await one.config("ident")).document
+            assert loaded["parameters"]["generation"]["string_value"] == f"{batching} 3"
+
+
+async def test_a_rolling_reload_goes_from_one_server_to_the_next():
+    """On servers that are loaded when the test says so."""
+    loading = [Gated() for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(
+                ScriptedServer(RepositoryModelLoad=gate, ServerLive=echo)
+            )
+            for gate in loading
+        ]
+        targets = [server.target for server in servers]
+        pool = await stack.enter_async_context(TritonPool(targets, health=UNPROBED))
+        stack.callback(lambda: [gate.go.set() for gate in loading])  # whatever comes, it ends
+        task = asyncio.ensure_future(pool.admin.load("ident", timeout_s=30))
+        for place, gate in enumerate(loading):
+            async with asyncio.timeout(10):
+                await gate.arrived.acquire()
+            await pool.admin.at(servers[-1].target).live()  # time for others to be asked, too
+            asked = [server.count("RepositoryModelLoad") for server in servers]
+            assert asked == [1] * (place + 1) + [0] * (2 - place)
+            assert not task.done()
+            gate.go.set()
+        await task
 
 
 @batched

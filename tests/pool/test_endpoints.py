@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 
 from tritonasync import EndpointSpec, HealthPolicy, RetryPolicy, TritonPool
@@ -16,6 +19,7 @@ from tritonasync.core.errors import (
     PoolClosedError,
     ServerUnreachableError,
 )
+from tritonasync.routing.balancer import is_near
 
 pytestmark = [pytest.mark.anyio]
 
@@ -32,7 +36,7 @@ WRONG = [
     (["a:8001", "b:8001", " a:8001"], "given twice: a:8001"),
     (["a:8001", "nonsense"], "'nonsense' is no gRPC target"),
     ([EndpointSpec("http://a:8000")], "scheme 'http'"),
-    (("a:8001", 7), "URL"),
+    (("a:8001", 7), "one URL, a string, is wanted, not 7"),
     (7, "a URL or a list of URLs is wanted, not 7"),
     ({"a:8001"}, "a URL or a list of URLs is wanted"),
 ]
@@ -77,6 +81,56 @@ async def test_calls_are_spread_and_counted(urls):
         assert all(endpoint.succeeded > 20 for endpoint in statistics.endpoints)
         assert {health.state for health in statistics.routing.endpoints} == {"healthy"}
         assert statistics.routing.retries == 0
+
+
+async def test_calls_follow_the_weights(urls):
+    specs = [EndpointSpec(urls[0], weight=3), urls[1]]
+    async with TritonPool(specs, batching=None) as pool:
+        model = pool.model("ident")
+        await model.spec()
+        for _ in range(10):
+            await asyncio.gather(*[model(INPUT0=ROW) for _ in range(40)])
+        heavy, light = pool.statistics().routing.endpoints
+        assert (heavy.weight, heavy.share) == (3, 3)
+        assert (light.weight, light.share) == (1, 1)
+        assert heavy.attempts + light.attempts >= 400
+        assert 2 < heavy.attempts / light.attempts < 4.5
+
+
+@pytest.fixture
+def far(server):
+    """A name of the shared server that says nothing of this machine's loopback interface."""
+    name, port = socket.gethostname(), server.grpc_url.rpartition(":")[2]
+    try:
+        if is_near(f"{name}:{port}") or socket.gethostbyname(name) != "127.0.0.1":
+            pytest.skip("this machine's own name does not lead to 127.0.0.1")
+    except OSError:
+        pytest.skip("this machine's own name leads nowhere")
+    return f"{name}:{port}"
+
+
+async def attempts_of_two_hundred_calls(urls, **options):
+    async with TritonPool(urls, batching=None, **options) as pool:
+        model = pool.model("ident")
+        for _ in range(10):
+            await asyncio.gather(*[model(INPUT0=ROW) for _ in range(20)])
+        return [endpoint.attempts for endpoint in pool.statistics().routing.endpoints]
+
+
+async def test_endpoints_on_this_machine_come_first_if_wanted(server, far):
+    urls = [far, server.grpc_url]
+    of_far, of_near = await attempts_of_two_hundred_calls(urls, prefer_loopback=True)
+    assert of_far == 0
+    assert of_near >= 200
+    assert min(await attempts_of_two_hundred_calls(urls)) > 20
+
+
+async def test_endpoints_on_this_machine_come_first_only_while_one_of_them_is_well(far):
+    of_near, of_far = await attempts_of_two_hundred_calls(
+        ["127.0.0.1:1", far], prefer_loopback=True
+    )
+    assert of_near > 0
+    assert of_far >= 200
 
 
 async def test_an_endpoint_that_is_not_there_costs_no_caller_an_error(urls):
@@ -136,34 +190,98 @@ async def test_endpoints_are_added_and_removed(urls):
         await TritonPool(first).add_endpoint(second)
 
 
+async def out_on_each(pool, rows):
+    """Wait until so many rows of calls that were just made are out on each endpoint."""
+    async with asyncio.timeout(10):
+        while {e.rows_in_flight for e in pool.statistics().routing.endpoints} != {rows}:
+            await asyncio.sleep(0.005)
+
+
+async def slow_calls(pool, count, ms):
+    """Make calls that take so long, and return when they are out, as many on each endpoint."""
+    slow = pool.model("slow")
+    await slow.spec()  # which is asked for by a call of its own, that would count as out
+    delay = np.full((1, 1), ms, np.float32)
+    calls = [asyncio.ensure_future(slow(DELAY_MS=delay)) for _ in range(count)]
+    await out_on_each(pool, count // 2)
+    assert not any(call.done() for call in calls)
+    return calls
+
+
+def connections_to(url):
+    """This process' open connections to a server."""
+    port = int(url.rpartition(":")[2])
+    return [
+        each
+        for each in psutil.Process().net_connections(kind="tcp")
+        if each.raddr and each.raddr.port == port and each.status == psutil.CONN_ESTABLISHED
+    ]
+
+
+async def until_connections_to(url, count):
+    """Wait until so many connections are open: gRPC closes a moment after it was told to."""
+    async with asyncio.timeout(10):
+        while len(connections_to(url)) != count:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def unconnected(urls):
+    """Wait for the end of connections that earlier tests' pools had."""
+    gc.collect()  # an error that a test caught may hold its call, and that the connection
+    await until_connections_to(urls[0], 0)
+
+
 async def test_removing_waits_for_calls_that_are_out(urls):
     async with TritonPool(urls, batching=None) as pool:
-        slow = pool.model("slow")
-        delay = np.full((1, 1), 200, np.float32)
-        calls = [asyncio.ensure_future(slow(DELAY_MS=delay)) for _ in range(2)]
-        while pool.statistics().routing.endpoints[0].rows_in_flight == 0:
-            await asyncio.sleep(0.01)
+        calls = await slow_calls(pool, 2, ms=300)
         await pool.remove_endpoint(urls[0])
         assert sum(call.done() for call in calls) >= 1
         await asyncio.gather(*calls)
 
 
-async def test_a_removal_that_is_cancelled_leaves_the_endpoint_removed_and_nothing_open(urls):
+async def test_an_endpoint_that_was_removed_has_no_connection_any_more(urls, unconnected):
     async with TritonPool(urls, batching=None) as pool:
-        slow = pool.model("slow")
-        delay = np.full((1, 1), 300, np.float32)
-        calls = [asyncio.ensure_future(slow(DELAY_MS=delay)) for _ in range(4)]
-        while pool.statistics().routing.endpoints[0].rows_in_flight == 0:
-            await asyncio.sleep(0.01)
-        removing = asyncio.ensure_future(pool.remove_endpoint(urls[0]))
-        await asyncio.sleep(0.01)
-        removing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await removing
-        assert pool.admin.endpoints == (urls[1],)
-        await pool.add_endpoint(urls[0])
-        await asyncio.gather(*calls)
+        await asyncio.gather(*await slow_calls(pool, 2, ms=200))
+        assert len(connections_to(urls[0])) == 2
+        await pool.remove_endpoint(urls[0])
+        await until_connections_to(urls[0], 1)
         await pool.model("ident")(INPUT0=ROW)
+        assert len(connections_to(urls[0])) == 1
+    await until_connections_to(urls[0], 0)
+
+
+async def cancelled_removal(pool, url):
+    removing = asyncio.ensure_future(pool.remove_endpoint(url))
+    await asyncio.sleep(0)  # it waits for the calls
+    removing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await removing
+
+
+async def test_a_removal_that_is_cancelled_leaves_the_endpoint_removed_and_nothing_open(
+    urls, unconnected
+):
+    async with TritonPool(urls, batching=None) as pool:
+        calls = await slow_calls(pool, 4, ms=300)
+        await cancelled_removal(pool, urls[0])
+        assert not any(call.done() for call in calls)
+        assert pool.admin.endpoints == (urls[1],)
+        with pytest.raises(ConfigurationError, match="still being removed"):
+            await pool.add_endpoint(urls[0])
+        await asyncio.gather(*calls)
+        await until_connections_to(urls[0], 1)
+        await pool.add_endpoint(urls[0])
+        await pool.model("ident")(INPUT0=ROW)
+    await until_connections_to(urls[0], 0)
+
+
+async def test_closing_the_pool_closes_what_a_cancelled_removal_left(urls, unconnected):
+    async with TritonPool(urls, batching=None) as pool:
+        calls = await slow_calls(pool, 4, ms=300)
+        await cancelled_removal(pool, urls[0])
+    assert all(call.done() and not call.exception() for call in calls)
+    await until_connections_to(urls[0], 0)
 
 
 async def test_the_administration_of_several_speaks_for_all_or_asks_for_one(urls):

@@ -1,6 +1,9 @@
 """Signatures are asked for once, whoever waits, leaves or is late."""
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 
@@ -180,3 +183,28 @@ async def test_a_refresh_after_closing_asks_nothing():
     catalog.refresh()
     await settle()
     assert source.asked == [("m", "")]
+
+
+async def test_a_question_that_failed_is_gone_with_its_error():
+    """It holds gRPC's call, and that holds a connection, also when the pool is closed."""
+    gone = []
+
+    async def ask(model, version, deadline):
+        error = ModelNotFoundError("gone", code="NOT_FOUND", details="gone")
+        gone.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    catalog = Catalog(ask)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ModelNotFoundError):
+            await catalog.describe("m", "", NEVER)
+        await settle()
+        assert gone[0]() is None
+    finally:
+        gc.enable()
+    await catalog.aclose()

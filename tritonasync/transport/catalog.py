@@ -102,6 +102,9 @@ class Catalog:
         finally:
             if self._questions.get(key) is question:
                 del self._questions[key]
+            # An error of this task has this frame in its traceback: they would hold one another,
+            # and with them gRPC's call and its connection, until a collection.
+            del question
 
     def refresh(self) -> None:
         """Have all that is known asked for anew, since a server may be another one by now.
