@@ -217,6 +217,21 @@ async def test_a_sequence_whose_first_step_failed_is_none(failure):
     assert time.monotonic() - began < 5
 
 
+async def test_a_step_whose_caller_left_leaves_the_sequence_where_it_is():
+    servers = [Server(name) for name in "abc"]
+    route = router(*servers)
+    home = (await route.infer(step(3, start=True))).request_id
+    (server,) = [server for server in servers if server.target == home]
+    server.hold = True
+    task = asyncio.ensure_future(route.infer(step(3)))
+    await until(lambda: bool(server.waiting))
+    task.cancel()
+    await asyncio.wait([task])
+    server.release()
+    assert (await route.infer(step(3))).request_id == home
+    assert route.statistics().sequences == 1
+
+
 async def test_a_last_step_that_fails_ends_the_sequence_all_the_same():
     alone = Server("a")
     route = router(alone)

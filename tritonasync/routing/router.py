@@ -251,20 +251,17 @@ class Router:
                 self._pins.pin(key, member, errand.began)
             return member.backend.infer(once)
 
-        over = True
+        over = end
         try:
             if start:
-                reply = await self._run(errand, send, rows)
-            else:
-                reply = await self._step_on(errand, key, send, rows)
-            over = end
+                return await self._run(errand, send, rows)
+            return await self._step_on(errand, key, send, rows)
         except TritonError:
             over = start or end  # without its first step there is no sequence
             raise
         finally:
             if over:
                 self._end(key)
-        return reply
 
     async def _step_on(
         self, errand: Errand, key: SequenceKey, send: Send[Reply], rows: int

@@ -57,9 +57,8 @@ _RPC_LONGEST_S: Final = 86_400.0
 call whose server is gone without a word."""
 
 MAX_ABANDONED: Final = 10_000
-"""Requests that nobody waits for and that are not cancelled take their time on the server and some
-17 kB here, each: callers who give up sooner than the server answers would heap them up for ever
-(1.7 GB after 100,000 calls with deadlines of 0.5 to 5 ms)."""
+"""Each takes its time on the server and some 17 kB here. Callers who give up sooner than the server
+answers would heap them up: 1.7 GB after 100,000 calls with deadlines of 0.5 to 5 ms."""
 
 _TEARDOWN_S: Final = 0.05
 
@@ -79,7 +78,6 @@ class Endpoint:
             the versions may be mixed.
 
     Attributes:
-        target: The gRPC target.
         removed: Whether the pool goes on without it, so that its calls may go elsewhere.
     """
 
