@@ -88,6 +88,8 @@ def types(session: nox.Session) -> None:
     install(session, "types", "test")
     session.run("mypy")
     session.run("pyright")
+    # Wrong calls of the facade must fail in both; the tests' own session has neither.
+    session.run("pytest", "-q", "tests/pool/test_blocking.py", "-k", "type_checking")
 
 
 @nox.session
