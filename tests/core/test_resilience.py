@@ -207,3 +207,16 @@ def test_a_finite_number_from_nothing_on_is_a_duration(value):
 @pytest.mark.parametrize("value", [*NO_DURATIONS, None, False], ids=repr)
 def test_anything_else_is_no_duration(value):
     assert not is_duration(value)
+
+
+def test_a_number_that_no_float_can_hold_is_refused():
+    with pytest.raises(ConfigurationError, match="weight is above 0"):
+        EndpointSpec("a:1", weight=10**400)
+    with pytest.raises(ConfigurationError, match="backoff_s is 0 or more"):
+        RetryPolicy(backoff_s=10**400)
+
+
+@pytest.mark.parametrize("url", [None, 5, b"a:1", ["a:1"]])
+def test_the_url_of_an_endpoint_is_a_string(url):
+    with pytest.raises(ConfigurationError, match="EndpointSpec: url is a string, not"):
+        EndpointSpec(url)
