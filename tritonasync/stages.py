@@ -113,7 +113,7 @@ class Stages:
         Raises:
             ConfigurationError: There is no such endpoint, or no other.
         """
-        member = self._router.retire(target)
+        member = self._router.fleet.retire(target)
         backend = self._backends.pop(target)
         removal = asyncio.get_running_loop().create_task(self._remove(member, backend, deadline))
         self._removals[removal] = backend

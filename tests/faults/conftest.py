@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.faults.load import server
 from tests.faults.proxy import FaultProxy
 from tritonasync.serving import EmbeddedTriton
 
@@ -15,17 +16,7 @@ from tritonasync.serving import EmbeddedTriton
 def three_servers() -> Iterator[list[EmbeddedTriton]]:
     """Servers of this module's own, which may be killed; a test leaves them running."""
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                EmbeddedTriton(
-                    "tests/models",
-                    model_control="explicit",
-                    load_models=["ident"],
-                    metrics=False,
-                )
-            )
-            for _ in range(3)
-        ]
+        yield [stack.enter_context(server()) for _ in range(3)]
 
 
 @pytest.fixture

@@ -12,6 +12,14 @@ from typing import Self
 import numpy as np
 
 from tritonasync import TritonPool
+from tritonasync.serving import EmbeddedTriton
+
+
+def server(model: str = "ident") -> EmbeddedTriton:
+    """A server with one model, which may be killed; not yet started."""
+    return EmbeddedTriton(
+        "tests/models", model_control="explicit", load_models=[model], metrics=False
+    )
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from anyio import to_thread
 
-from tests.faults.load import Load, until_healthy
+from tests.faults.load import Load, server, until_healthy
 from tritonasync import BatchPolicy, TritonPool
 from tritonasync.core.errors import DeadlineExceededError
 from tritonasync.core.resilience import HealthPolicy
@@ -34,12 +34,6 @@ MOST_GROWTH_MB = 3.0
 
 BACKLOG = 2_000
 """Calls left behind until the server has caught up; beyond 10,000 the pool refuses more."""
-
-
-def server() -> EmbeddedTriton:
-    return EmbeddedTriton(
-        "tests/models", model_control="explicit", load_models=["ident"], metrics=False
-    )
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
+from tests.faults.load import server
 from tritonasync import BatchPolicy, TritonPool
 from tritonasync.serving import EmbeddedTriton
 
@@ -23,17 +24,7 @@ NAMES: list[int | str] = [*NUMBERS, *(f"sequence {number}" for number in NUMBERS
 @pytest.fixture(scope="module")
 def two_servers() -> Iterator[list[EmbeddedTriton]]:
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                EmbeddedTriton(
-                    "tests/models",
-                    model_control="explicit",
-                    load_models=["accumulate"],
-                    metrics=False,
-                )
-            )
-            for _ in range(2)
-        ]
+        yield [stack.enter_context(server("accumulate")) for _ in range(2)]
 
 
 @pytest.mark.parametrize("batching", [BatchPolicy(), None], ids=["batched", "alone"])

@@ -182,6 +182,6 @@ async def until(condition: Callable[[], bool], patience_s: float = 5.0) -> None:
 
 async def remove(route: Router, target: str, deadline: Deadline) -> Server:
     """Remove an endpoint, as the pool does; return it."""
-    member = route.retire(target)
+    member = route.fleet.retire(target)
     await route.drain(member, deadline)
     return member.backend

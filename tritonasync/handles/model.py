@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy.typing as npt
 
+from tritonasync.core.checks import is_count
 from tritonasync.core.errors import (
     InvalidInputError,
     InvalidRequestError,
@@ -282,7 +283,7 @@ class ModelHandle(Handle):
             ("priority", "priority", priority),
             ("queue_timeout_us", "timeout", queue_timeout_us),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not is_count(value, least=0):
                 raise self._refuse(f"{option} is a whole number from 0 on, not {value!r}")
             if value and name in given:
                 raise self._refuse(f"{option}={value} and parameters[{name!r}] are the same thing")

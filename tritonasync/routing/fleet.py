@@ -87,7 +87,7 @@ class Fleet:
         raise ConfigurationError(f"{target} is no endpoint of this pool, only: {known}")
 
     def retire(self, target: str) -> Member:
-        """Send nothing new to an endpoint, and return it.
+        """Send nothing new to an endpoint, and return it: the router then drains it.
 
         Raises:
             ConfigurationError: There is none, no other would be left, or it is being removed

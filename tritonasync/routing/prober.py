@@ -143,7 +143,7 @@ class Prober:
 
     @staticmethod
     def _next(interval: float, now: float) -> float:
-        return now + interval * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        return now + interval * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
 
     def _ask_member(self, member: Member, now: float) -> None:
         self._ask(member, member.health, member.backend.ready, now)

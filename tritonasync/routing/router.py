@@ -134,8 +134,13 @@ class Router:
         self._begin(errand.began)
         member = self.fleet.pick(errand.key, errand.began, rows)
         trial = self.fleet.on_trial
+        first = self._attempt(errand, member, send, rows, trial=trial)
+        return await self._persist(errand, first, send, rows)
+
+    async def _persist(self, errand: Errand, first: Awaitable[_T], send: Send[_T], rows: int) -> _T:
+        """Await the first attempt, and try again if it fails."""
         try:
-            return await self._attempt(errand, member, send, rows, trial=trial)
+            return await first
         except TritonError as error:
             failure = error
         try:
@@ -223,14 +228,7 @@ class Router:
         async def attempt(member: Member, *, hedge: bool) -> Reply:
             return await self._attempt(errand, member, send, rows, hedge=hedge)
 
-        try:
-            return await self._hedges.race(errand, attempt)
-        except TritonError as error:
-            failure = error
-        try:
-            return await self._again(errand, failure, send, rows)
-        finally:
-            del failure
+        return await self._persist(errand, self._hedges.race(errand, attempt), send, rows)
 
     # --- sequences ------------------------------------------------------------------------------
 
@@ -281,16 +279,8 @@ class Router:
 
     # --- endpoints ------------------------------------------------------------------------------
 
-    def retire(self, target: str) -> Member:
-        """Send nothing new to an endpoint; :meth:`drain` then waits and forgets it.
-
-        Raises:
-            ConfigurationError: There is no such endpoint, no other, or it is being removed.
-        """
-        return self.fleet.retire(target)
-
     async def drain(self, member: Member, deadline: Deadline) -> None:
-        """Wait until an endpoint has answered all it was sent, and forget it.
+        """Wait until an endpoint that the fleet retired has answered all, and forget it.
 
         Sequences whose state is there may go on until the deadline.
         """

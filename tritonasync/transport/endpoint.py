@@ -165,9 +165,7 @@ class Endpoint:
             finally:
                 del meant  # which holds this frame, and with it the message, until a collection
         self._succeeded += 1
-        self._answered_at = time.monotonic()
-        if flight.connection > flight.lane.answered:
-            self._peer.heard(flight.lane, flight.connection)
+        self._answered(flight)
         return answer
 
     def _send(  # noqa: PLR0917 - keywords would cost 0.1 µs of each call
