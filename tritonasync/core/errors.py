@@ -10,6 +10,8 @@
     │   ├── PoolClosedError           the pool is closed, or was never opened
     │   └── WrongContextError         another event loop, a forked child, no asyncio at all
     ├── DeadlineExceededError         (TimeoutError) your time is up; ``stage`` names who used it
+    ├── SequenceLostError             the state of a sequence is gone: begin a new one
+    ├── ResponseOverflowError         a loop over responses fell too far behind
     ├── TransportError                nobody answered
     │   ├── ServerUnreachableError    (ConnectionError) no connection could be made
     │   │   └── TlsError              reached, but no secure connection came of it
@@ -18,6 +20,7 @@
     │   └── ProtocolError             an answer came that is not a Triton answer
     ├── ServerError                   Triton's answer: no
     │   ├── InvalidRequestError       the server refused shape, dtype, names, batch size
+    │   │   └── SequenceNotFoundError the server has no such sequence (idle for long, restarted?)
     │   ├── ModelNotFoundError        no such model or version
     │   ├── ModelNotReadyError        loading, unloading, or unloaded
     │   ├── ModelFailedError          the model raised
@@ -54,7 +57,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 _E = TypeVar("_E", bound="TritonError")
 
-Stage = Literal["queue", "headers", "connect", "metadata", "encode", "send", "server"]
+Stage = Literal["queue", "headers", "connect", "metadata", "encode", "send", "server", "responses"]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
 
 
@@ -194,7 +197,31 @@ class DeadlineExceededError(TritonError, TimeoutError):
         self.stage: Stage = stage
         self.timeout_s = timeout_s
         # What waits for a connection is sent once there is one, caller or no caller.
-        self.may_have_executed = stage in {"connect", "server"}
+        self.may_have_executed = stage in {"connect", "server", "responses"}
+
+
+# --- nobody's: state and room ------------------------------------------------------------------
+
+
+class SequenceLostError(TritonError):
+    """The state of a sequence is gone, and with it the sequence: begin a new one, from its start.
+
+    The endpoint that had it was lost or removed, the server was restarted or forgot the sequence
+    for being idle, or the first step failed in a way that leaves its outcome open. The sequence is
+    never begun anew behind your back.
+    """
+
+    may_have_executed = True
+
+
+class ResponseOverflowError(TritonError):
+    """A loop over responses fell so far behind that there was no room for more.
+
+    The responses before it were given out. Others on the same connection are never held up for the
+    sake of a slow loop.
+    """
+
+    may_have_executed = True
 
 
 # --- nobody answered ---------------------------------------------------------------------------
@@ -263,6 +290,13 @@ class ServerError(TritonError):
 
 class InvalidRequestError(ServerError):
     """INVALID_ARGUMENT: the server refused the request's names, shapes, dtypes or batch size."""
+
+
+class SequenceNotFoundError(InvalidRequestError):
+    """The server has no sequence with this id: it must begin with a step that has the start flag.
+
+    It was idle for longer than the model allows, the server was restarted, or it ended before.
+    """
 
 
 class ModelNotFoundError(ServerError):

@@ -136,6 +136,52 @@ class BatchPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamPolicy:
+    """How requests share the streams to a server, and how much is kept for slow readers.
+
+    Attributes:
+        max_streams: Streams to one server that are open for new requests. Others are opened beside
+            the first only when there is enough to do for them, or when an answer would have to wait
+            for another model's (a server answers in turn on one stream).
+        max_buffered: Responses kept for one reader of many; with more, no new requests are put on
+            his stream, and when nobody but such readers is left on it, the server is held back.
+        max_buffered_nbytes: The same, in bytes.
+        max_overrun: Responses kept for one reader at the most, while others on his stream are
+            served; then he is told with a :class:`~tritonasync.core.errors.ResponseOverflowError`.
+        max_overrun_nbytes: The same, in bytes.
+        idle_close_s: Seconds after which a stream with nothing to do is closed. An open one holds
+            up the exit of a server (2.51 waits for more than 40 s).
+
+    Raises:
+        ConfigurationError: A limit makes no sense.
+    """
+
+    max_streams: int = 4
+    max_buffered: int = 256
+    max_buffered_nbytes: int = 4 << 20
+    max_overrun: int = 16_384
+    max_overrun_nbytes: int = 256 << 20
+    idle_close_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        counts = "max_buffered", "max_buffered_nbytes", "max_overrun", "max_overrun_nbytes"
+        for name in ("max_streams", *counts):
+            value: object = getattr(self, name)
+            if not is_count(value):
+                raise ConfigurationError(
+                    f"StreamPolicy: {name} is a whole number from 1 on, not {value!r}"
+                )
+        for kept, most in zip(counts[:2], counts[2:], strict=True):
+            low, high = getattr(self, kept), getattr(self, most)
+            if low > high:
+                raise ConfigurationError(f"StreamPolicy: {kept}={low} is above {most}={high}")
+        if not is_duration(self.idle_close_s) or not self.idle_close_s:
+            raise ConfigurationError(
+                f"StreamPolicy: idle_close_s is more than 0 seconds, not {self.idle_close_s!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Padding:
     """How rows of different lengths share a batch: filled up to one length, and cut back.
 

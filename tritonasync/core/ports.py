@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.values import Call, ModelSpec, Reply
@@ -25,7 +25,44 @@ class Invoker(Protocol):
         ...
 
 
-class Backend(Invoker, Protocol):
+class Responses(Protocol):
+    """The responses to one call, as they come: an async iterator.
+
+    Nothing is sent before the first is asked for. Cancelling who waits for the first response is to
+    leave; cancelling who waits for a later one takes nothing away, and it may be asked for again.
+    """
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        ...
+
+    async def __anext__(self) -> Reply:
+        """Return the next response.
+
+        Raises:
+            StopAsyncIteration: There are no more, or :meth:`leave` was called.
+            DeadlineExceededError: The first took longer than the call's deadline, or another one
+                longer than its ``idle_s`` (stage ``"responses"``). Nothing comes after it.
+            ResponseOverflowError: More came than there is room for, and they were not asked for.
+            TransportError: Nobody answered, or the connection broke.
+            ServerError: The server answered with an error. What came before it was returned first.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Let go of what is still to come; without effect after the end, or a second time."""
+        ...
+
+
+class StreamInvoker(Protocol):
+    """A stage that takes a call and gives its responses: none, one or many."""
+
+    def stream(self, call: Call) -> Responses:
+        """Return the responses to a call, of which nothing is sent yet."""
+        ...
+
+
+class Backend(Invoker, StreamInvoker, Protocol):
     """One endpoint as routing sees it: it answers calls and questions, or does not."""
 
     @property

@@ -80,6 +80,8 @@ class ModelSpec:
         outputs: The outputs, in the order of the model's configuration.
         decoupled: Whether a request may have zero or many responses.
         stateful: Whether the model takes sequences (a sequence batcher is configured).
+        string_ids: Whether its sequences are to have strings for ids.
+        sequence_idle_s: Seconds after which the server forgets a sequence that nothing came for.
     """
 
     name: str
@@ -91,6 +93,8 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     decoupled: bool = False
     stateful: bool = False
+    string_ids: bool = False
+    sequence_idle_s: float = math.inf
 
     @property
     def batched(self) -> bool:
@@ -120,6 +124,21 @@ class InputTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """Which step of which sequence a call is, for a stateful model.
+
+    Attributes:
+        id: The sequence's id, neither 0 nor empty. The id 1 and the id "1" are two sequences.
+        start: Whether the sequence begins with it.
+        end: Whether the sequence ends with it.
+    """
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One inference, on its way down the stages.
 
@@ -136,6 +155,11 @@ class Call:
         idempotent: Whether it does no harm if the model runs twice.
         wanted_until: When nobody waits any more, on the monotonic clock, if that is before the
             deadline: no further attempt begins then, though one that is out may still be answered.
+        sequence: Which step of a sequence it is; ``None`` for none (or where the parameters say
+            it).
+        idle_s: The longest wait for each response after the first, in seconds, where there may be
+            several; the deadline is that of the first.
+        decoupled: Whether the model may give no response, or many.
     """
 
     model: str
@@ -149,6 +173,9 @@ class Call:
     padding: Padding | None = None
     idempotent: bool = True
     wanted_until: float = math.inf
+    sequence: SequenceStep | None = None
+    idle_s: float = math.inf
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,19 @@ import numpy as np
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.values import DATATYPES, Array, Parameters, Reply
 from tritonasync.wire.dtypes import numpy_dtype
-from tritonasync.wire.framing import MalformedError, Span, split_response
+from tritonasync.wire.framing import (
+    MalformedError,
+    Span,
+    split_response,
+    split_stream_response,
+)
 from tritonasync.wire.messages import OutputHead, response_head
 from tritonasync.wire.strings import decode_strings
 
 # A head with typed contents or long parameters is of no use a second time.
 _MAX_CACHED_HEAD_NBYTES: Final = 4096
+
+_FINAL: Final = "triton_final_response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,17 @@ class _Output:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
+    """All but id and raw contents.
+
+    Attributes:
+        final: Whether it is the last response to its request; ``None`` if it does not say so.
+    """
+
     model: str
     version: str
     parameters: Parameters
     outputs: tuple[_Output, ...]
+    final: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +138,7 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
     model: str | None = None
     try:
         head_bytes, request_id, spans = split_response(message)
-        cached = len(head_bytes) <= _MAX_CACHED_HEAD_NBYTES
-        head = _head(head_bytes) if cached else _head.__wrapped__(head_bytes)
+        head = _parsed(head_bytes)
         model = head.model
         outputs = _outputs(message, head.outputs, spans, placed)
         if not request_id and len(spans) == 1:
@@ -138,8 +151,93 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
             parameters=head.parameters,
         )
     except (MalformedError, UnicodeDecodeError) as error:
-        whose = "the answer" if model is None else f"the answer of model {model!r}"
-        raise ProtocolError(f"{whose} is not a valid response: {error}", model=model) from error
+        raise _no_response(error, model) from error
+
+
+def _no_response(error: Exception, model: str | None) -> ProtocolError:
+    whose = "the answer" if model is None else f"the answer of model {model!r}"
+    return ProtocolError(f"{whose} is not a valid response: {error}", model=model)
+
+
+@dataclass(slots=True)
+class StreamResponse:
+    """One message of a stream, of which as much was read as to know whose it is.
+
+    Attributes:
+        request_id: The id of the request that it answers.
+        error: What the server says is wrong; empty if it is an answer.
+        final: Whether it is the last one to its request; ``None`` where the message does not say:
+            refusals do not, and nothing follows them.
+        empty: Whether it has no outputs: an end without a response of its own.
+    """
+
+    request_id: str
+    error: str
+    final: bool | None
+    empty: bool
+    _message: bytes
+    _head: _Head | ProtocolError
+    _spans: list[Span]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the message, which it keeps alive."""
+        return len(self._message)
+
+    @property
+    def strings_nbytes(self) -> int:
+        """The bytes of its BYTES outputs, which take a time to read."""
+        if isinstance(self._head, ProtocolError):
+            return 0
+        spans = zip(self._head.outputs, self._spans, strict=False)
+        return sum(end - start for output, (start, end) in spans if output.dtype.kind == "O")
+
+    def reply(self, *, request_id: str = "") -> Reply:
+        """Return the answer; it takes what :func:`decode_response` takes.
+
+        Args:
+            request_id: What it shall have for an id.
+
+        Raises:
+            ProtocolError: The message is no valid response, or contradicts itself.
+        """
+        head = self._head
+        if isinstance(head, ProtocolError):
+            raise head.copy()  # the traceback of the one kept here would hold it in a cycle
+        try:
+            outputs = _outputs(self._message, head.outputs, self._spans, ())
+        except MalformedError as error:
+            raise _no_response(error, head.model) from error
+        return Reply(head.model, head.version, outputs, request_id, head.parameters)
+
+
+def read_stream_response(message: bytes) -> StreamResponse:
+    """Read whose message of a stream this is, in a few us whatever its size.
+
+    Args:
+        message: A serialised ``ModelStreamInferResponse``. Kept alive by what is returned.
+
+    Raises:
+        ProtocolError: Nobody can tell whose it is. (One whose owner is known is raised to him, by
+            :meth:`StreamResponse.reply`.)
+    """
+    try:
+        error, (start, end) = split_stream_response(message)
+        head_bytes, request_id, spans = split_response(message, start, end)
+        name = request_id.decode()
+    except (MalformedError, UnicodeDecodeError) as failure:
+        raise _no_response(failure, None) from failure
+    text = error.decode(errors="replace")
+    try:
+        head = _parsed(head_bytes)
+    except MalformedError as failure:
+        broken = _no_response(failure, None)
+        return StreamResponse(name, text, True, False, message, broken, spans)  # noqa: FBT003
+    return StreamResponse(name, text, head.final, not head.outputs, message, head, spans)
+
+
+def _parsed(head: bytes) -> _Head:
+    return _head(head) if len(head) <= _MAX_CACHED_HEAD_NBYTES else _head.__wrapped__(head)
 
 
 @lru_cache(maxsize=1024)
@@ -148,7 +246,11 @@ def _head(head: bytes) -> _Head:
     outputs = tuple(map(_output, parsed.outputs))
     if len({output.name for output in outputs}) != len(outputs):
         raise MalformedError("two outputs have one name")
-    return _Head(parsed.model, parsed.version, parsed.parameters, outputs)
+    # Whether it is the last is for whoever routes it, and no parameter of the model's.
+    others = tuple([pair for pair in parsed.parameters if pair[0] != _FINAL])
+    final = dict(parsed.parameters).get(_FINAL)
+    said = final if isinstance(final, bool) else None
+    return _Head(parsed.model, parsed.version, others, outputs, said)
 
 
 def _output(head: OutputHead) -> _Output:

@@ -25,7 +25,14 @@ from typing import Any, Final, NoReturn, cast
 import numpy as np
 
 from tritonasync.core.errors import InvalidInputError, MessageTooLargeError
-from tritonasync.core.values import Array, Call, Datatype, InputTensor
+from tritonasync.core.values import (
+    Array,
+    Call,
+    Datatype,
+    InputTensor,
+    Parameters,
+    SequenceStep,
+)
 from tritonasync.wire.dtypes import datatype_of, numpy_dtype
 from tritonasync.wire.framing import REQUEST_ID_TAG, REQUEST_RAW_TAG, field_prefix
 from tritonasync.wire.large import LARGE_NBYTES, join_large
@@ -39,6 +46,9 @@ STRING_WEIGHT_NBYTES: Final = 32
 """What :func:`request_nbytes` adds for each BYTES element."""
 
 _SAMPLE: Final = 32
+
+_ASK_FOR_END: Final = request_parameters("", (("triton_enable_empty_final_response", True),))
+"""Without it, the end of a decoupled model's responses is not told (seen on 2.51)."""
 
 # Parts that do not export their buffer (BF16) are copied on their own below this size and viewed as
 # uint16 above it: a view costs 0.5 us, a copy of 64 bytes 0.1 us, of 8 KiB about 0.5 us.
@@ -129,7 +139,9 @@ def _plan_of(call: Call) -> _Plan:
     return _plan(call.model, call.version, heads, call.outputs)
 
 
-def encode_request(call: Call, *, limit: int = MAX_MESSAGE_NBYTES) -> bytes:
+def encode_request(
+    call: Call, *, limit: int = MAX_MESSAGE_NBYTES, stream_id: str | None = None
+) -> bytes:
     """Return the serialised ``ModelInferRequest`` of a call.
 
     Contiguous parts are copied once; strided and byte-swapped ones are put in order first. The
@@ -140,6 +152,8 @@ def encode_request(call: Call, *, limit: int = MAX_MESSAGE_NBYTES) -> bytes:
             :func:`~tritonasync.wire.dtypes.numpy_dtype` gives for its datatype (BYTES: objects,
             ``S`` or ``U``).
         limit: The most bytes of a message, at most :data:`MAX_MESSAGE_NBYTES`.
+        stream_id: For a stream: goes in place of the call's own id, and the end of a decoupled
+            model's responses is asked for.
 
     Raises:
         InvalidInputError: An input is 0-d, its parts are not of its datatype or do not add up to
@@ -147,10 +161,10 @@ def encode_request(call: Call, *, limit: int = MAX_MESSAGE_NBYTES) -> bytes:
             cannot be put in a message.
         MessageTooLargeError: The message would be over ``limit``.
     """
-    return _encode(call, _plan_of(call), limit)
+    return _encode(call, _plan_of(call), limit, stream_id)
 
 
-def encode_small(call: Call, below_nbytes: int) -> bytes | None:
+def encode_small(call: Call, below_nbytes: int, stream_id: str | None = None) -> bytes | None:
     """Return what :func:`encode_request` does if :func:`request_nbytes` is below a size.
 
     The two in one, for the many calls that are not worth a thread: they plan the message once.
@@ -161,18 +175,24 @@ def encode_small(call: Call, below_nbytes: int) -> bytes | None:
     plan = _plan_of(call)
     if _estimated_nbytes(call, plan) >= below_nbytes:
         return None
-    return _encode(call, plan, MAX_MESSAGE_NBYTES)
+    return _encode(call, plan, MAX_MESSAGE_NBYTES, stream_id)
 
 
-def _encode(call: Call, plan: _Plan, limit: int) -> bytes:
+def _encode(call: Call, plan: _Plan, limit: int, stream_id: str | None) -> bytes:
     _check_size(call, plan.nbytes, limit)
     pieces: list[_Piece] = [plan.head]
     nbytes = plan.nbytes
     if call.parameters:
         pieces.append(request_parameters(call.model, call.parameters))
         nbytes += len(pieces[-1])
-    if call.request_id:
-        pieces.append(_id_field(call))
+    if call.sequence is not None:
+        pieces.append(request_parameters(call.model, _sequence_parameters(call.sequence)))
+        nbytes += len(pieces[-1])
+    if stream_id is not None:
+        pieces += (_id_field(call, stream_id), _ASK_FOR_END)
+        nbytes += len(pieces[-1]) + len(pieces[-2])
+    elif call.request_id:
+        pieces.append(_id_field(call, call.request_id))
         nbytes += len(pieces[-1])
     for tensor, slot in zip(call.inputs, plan.slots, strict=True):
         if slot.strings:
@@ -182,6 +202,12 @@ def _encode(call: Call, plan: _Plan, limit: int) -> bytes:
             pieces.extend(_buffers(tensor, slot, call))
     _check_size(call, nbytes, limit)
     return _joined(pieces) if nbytes < LARGE_NBYTES else join_large(pieces, nbytes)
+
+
+def _sequence_parameters(step: SequenceStep) -> Parameters:
+    # Flags that are false are left out, as Triton's own client does: a server takes them so.
+    flags = ("sequence_start", step.start), ("sequence_end", step.end)
+    return ("sequence_id", step.id), *[flag for flag in flags if flag[1]]
 
 
 def _check_size(call: Call, nbytes: int, limit: int) -> None:
@@ -197,9 +223,9 @@ def _too_large(model: str, nbytes: int, limit: int) -> MessageTooLargeError:
     )
 
 
-def _id_field(call: Call) -> bytes:
+def _id_field(call: Call, request_id: str) -> bytes:
     try:
-        text = call.request_id.encode()
+        text = request_id.encode()
     except (UnicodeEncodeError, AttributeError) as error:  # no str: untyped callers
         raise InvalidInputError(
             f"model {call.model!r}: the request id cannot be sent as UTF-8: {error}",

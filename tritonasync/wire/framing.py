@@ -19,6 +19,8 @@ REQUEST_ID_TAG: Final = 3 << 3 | 2
 REQUEST_RAW_TAG: Final = 7 << 3 | 2
 RESPONSE_ID_TAG: Final = 3 << 3 | 2
 RESPONSE_RAW_TAG: Final = 6 << 3 | 2
+STREAM_ERROR_TAG: Final = 1 << 3 | 2
+STREAM_RESPONSE_TAG: Final = 2 << 3 | 2
 
 MAX_FIELDS: Final = 1 << 16
 """More top-level fields than any model's answer has; the walk over a hostile one stops there."""
@@ -69,8 +71,15 @@ def _field(message: bytes, at: int) -> tuple[int, int, int]:
     raise MalformedError(f"the wire type {wire_type} at byte {at} is none of protobuf's")
 
 
-def split_response(message: bytes) -> tuple[bytes, bytes, list[Span]]:
+def split_response(
+    message: bytes, at: int = 0, size: int | None = None
+) -> tuple[bytes, bytes, list[Span]]:
     """Cut a ``ModelInferResponse`` into its head, its id, and the places of its raw contents.
+
+    Args:
+        message: Bytes that have it.
+        at: Where in them it begins.
+        size: Where it ends; ``None`` for their end.
 
     Returns:
         All fields but the id and the raw contents, put together again (equal for all responses of
@@ -79,11 +88,11 @@ def split_response(message: bytes) -> tuple[bytes, bytes, list[Span]]:
     Raises:
         MalformedError: The bytes are not a sequence of protobuf fields.
     """
-    size = len(message)
+    size = len(message) if size is None else size
     kept: list[bytes] = []
     request_id = b""
     raw: list[Span] = []
-    at = kept_to = 0
+    kept_to = at
     for _ in range(MAX_FIELDS):
         if at >= size:
             break
@@ -109,5 +118,30 @@ def split_response(message: bytes) -> tuple[bytes, bytes, list[Span]]:
         raise MalformedError(f"it has {MAX_FIELDS} fields or more")
     if at > size:
         raise MalformedError(f"its last field ends {at - size} bytes after the message")
-    kept.append(message[kept_to:])
+    kept.append(message[kept_to:size])
     return b"".join(kept), request_id, raw
+
+
+def split_stream_response(message: bytes) -> tuple[bytes, Span]:
+    """Return a ``ModelStreamInferResponse``'s error message, and where its response lies.
+
+    An error message that is missing is empty, and so is a response's span.
+
+    Raises:
+        MalformedError: The bytes are not a sequence of protobuf fields.
+    """
+    size = len(message)
+    error, span, at = b"", (0, 0), 0
+    for _ in range(MAX_FIELDS):
+        if at >= size:
+            break
+        tag, start, at = _field(message, at)
+        if at > size:
+            raise MalformedError(f"its last field ends {at - size} bytes after the message")
+        if tag == STREAM_ERROR_TAG:
+            error = message[start:at]
+        elif tag == STREAM_RESPONSE_TAG:
+            span = start, at
+    else:
+        raise MalformedError(f"it has {MAX_FIELDS} fields or more")
+    return error, span
