@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritonasync.core.values import Call
-from tritonasync.routing.affinity import Pins, sequence_of
+from tritonasync.core.values import Call, SequenceStep
+from tritonasync.routing.affinity import Pins, key_of, sequence_of
 
 IDLE_S = 5
 MOST = 4
@@ -158,17 +158,25 @@ def call(**parameters):
 
 @pytest.mark.parametrize("sequence", [1, -1, 1 << 63, "a", "0"])
 def test_a_call_with_a_sequence_id_belongs_to_that_sequence(sequence):
-    expected = (("model", "3", sequence), False, False)
-    assert sequence_of(call(sequence_id=sequence)) == expected
-    assert type(sequence_of(call(sequence_id=sequence))[0][2]) is type(sequence)
+    made = call(sequence_id=sequence)
+    step = sequence_of(made)
+    assert step == SequenceStep(sequence, start=False, end=False)
+    assert type(step.id) is type(sequence)
+    assert key_of(made, step) == ("model", "3", sequence)
+
+
+def test_a_call_that_is_a_step_says_so_itself():
+    step = SequenceStep(7, start=True)
+    assert sequence_of(Call("model", "3", (), sequence=step)) is step
 
 
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("end", [False, True])
 def test_start_and_end_are_told_apart(start, end):
     flags = {"sequence_start": start, "sequence_end": end}
-    assert sequence_of(call(**flags, sequence_id=7))[1:] == (start, end)
-    assert sequence_of(call(priority=1, sequence_id=7, **flags))[1:] == (start, end)
+    step = SequenceStep(7, start=start, end=end)
+    assert sequence_of(call(**flags, sequence_id=7)) == step
+    assert sequence_of(call(priority=1, sequence_id=7, **flags)) == step
 
 
 @pytest.mark.parametrize(
@@ -191,4 +199,4 @@ def test_other_calls_belong_to_no_sequence(parameters):
 @pytest.mark.parametrize("flag", [1, "true", 0.5])
 def test_a_flag_that_the_server_refuses_is_no_flag(flag):
     parameters = {"sequence_id": 7, "sequence_start": flag, "sequence_end": flag}
-    assert sequence_of(call(**parameters))[1:] == (False, False)
+    assert sequence_of(call(**parameters)) == SequenceStep(7)

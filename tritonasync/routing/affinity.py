@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeAlias, TypeVar
 
-from tritonasync.core.values import Call
+from tritonasync.core.values import Call, SequenceStep
 
 SequenceKey: TypeAlias = tuple[str, str, int | str]
 """Model, version and sequence id. The id 1 and the id "1" are two sequences, as on the server."""
@@ -35,7 +35,7 @@ class Pins(Generic[M]):
 
     __slots__ = ("_counts", "_idle_s", "_most", "_pins")
 
-    def __init__(self, *, idle_s: float = 600.0, most: int = 100_000) -> None:
+    def __init__(self, *, idle_s: float = 3600.0, most: int = 100_000) -> None:
         self._idle_s = idle_s
         self._most = most
         # By last use: the member, and when the pin is dropped. (A plain dict looks through what was
@@ -98,20 +98,29 @@ class Pins(Generic[M]):
             self.release(key)
 
 
-def sequence_of(call: Call) -> tuple[SequenceKey, bool, bool] | None:
-    """Return a call's sequence, whether this call starts it, and whether it ends it.
+def sequence_of(call: Call) -> SequenceStep | None:
+    """Return which step of which sequence a call is, by its own word or by its parameters.
 
     ``None`` if it belongs to none: without the parameter ``sequence_id``, or where that is 0 or
     empty (Triton's words for none) or neither a whole number nor a string (which Triton refuses).
-
-    The key has the version as it was asked for: a sequence must not ask for it by number in one
-    call, and leave it to the server in another.
     """
-    if not call.parameters:
-        return None
+    if call.sequence is not None or not call.parameters:
+        return call.sequence
     parameters = dict(call.parameters)
     given = parameters.get("sequence_id")
     if not given or not isinstance(given, int | str) or given is True:
         return None
-    start = parameters.get("sequence_start") is True
-    return (call.model, call.version, given), start, parameters.get("sequence_end") is True
+    return SequenceStep(
+        given,
+        start=parameters.get("sequence_start") is True,
+        end=parameters.get("sequence_end") is True,
+    )
+
+
+def key_of(call: Call, step: SequenceStep) -> SequenceKey:
+    """Return what a sequence is known by.
+
+    The version is as it was asked for: a sequence must not ask for it by number in one call, and
+    leave it to the server in another.
+    """
+    return call.model, call.version, step.id

@@ -19,10 +19,10 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import TritonError
+from tritonasync.core.errors import SequenceLostError, TritonError
 from tritonasync.core.resilience import HealthPolicy, RetryPolicy
-from tritonasync.core.values import Call, ModelSpec, Reply
-from tritonasync.routing.affinity import Pins, SequenceKey, sequence_of
+from tritonasync.core.values import Call, ModelSpec, Reply, SequenceStep
+from tritonasync.routing.affinity import Pins, SequenceKey, key_of, sequence_of
 from tritonasync.routing.budget import Budget
 from tritonasync.routing.fleet import Fleet
 from tritonasync.routing.hedge import Hedges
@@ -30,6 +30,7 @@ from tritonasync.routing.member import Member
 from tritonasync.routing.prober import Prober
 from tritonasync.routing.retry import Errand, Retries
 from tritonasync.routing.statistics import RoutingStatistics
+from tritonasync.routing.streamed import RoutedResponses
 from tritonasync.routing.verdict import may_retry
 
 _T = TypeVar("_T")
@@ -74,8 +75,8 @@ class Router:
             DeadlineExceededError: The call's deadline passed.
             TritonError: The last attempt's error; ``attempts`` has the history.
         """
-        if call.parameters and (sequence := sequence_of(call)) is not None:
-            return await self._step(call, *sequence)
+        if (call.parameters or call.sequence) and (step := sequence_of(call)) is not None:
+            return await self._step(call, step, _infer)
         if self._hedges is not None and call.idempotent:
             return await self._hedged(call)
         # The healthy path: no errand, no closure, no tenacity.
@@ -121,6 +122,23 @@ class Router:
             lambda member: member.backend.describe(model, version, deadline),
             rows=1,
         )
+
+    def stream(self, call: Call) -> RoutedResponses:
+        """Return the responses to a call (this is a :class:`StreamInvoker`, too).
+
+        What fails before the first response is tried on another endpoint, as for :meth:`infer`;
+        what fails later is raised, since what was given out cannot be taken back. Never hedged.
+        """
+        return RoutedResponses(call, self._open, self._left)
+
+    async def _open(self, call: Call, send: Callable[[Member, Call], Awaitable[_T]]) -> _T:
+        """Have a call's responses begun by an endpoint, another one if that fails."""
+        step = sequence_of(call)
+        if step is not None:
+            return await self._step(call, step, send)
+        key = call.model, call.version
+        errand = Errand(key, call.deadline, call.idempotent, began=time.monotonic())
+        return await self._run(errand, lambda member: send(member, call), call.rows or 1)
 
     def _begin(self, now: float) -> None:
         self._budget.called(now)
@@ -232,7 +250,9 @@ class Router:
 
     # --- sequences ------------------------------------------------------------------------------
 
-    async def _step(self, call: Call, key: SequenceKey, start: bool, end: bool) -> Reply:  # noqa: FBT001
+    async def _step(
+        self, call: Call, step: SequenceStep, send: Callable[[Member, Call], Awaitable[_T]]
+    ) -> _T:
         """Run one step of a sequence where the sequence's state is.
 
         A step changes the state, so that none is sent twice; only the first may go elsewhere, if it
@@ -243,33 +263,42 @@ class Router:
         )
         rows = call.rows or 1
         once = replace(call, idempotent=False)
+        key = key_of(call, step)
 
-        def send(member: Member) -> Awaitable[Reply]:
-            if start:  # before it is answered, for steps that are sent on its heels
+        def take(member: Member) -> Awaitable[_T]:
+            if step.start:  # before it is answered, for steps that are sent on its heels
                 self._pins.pin(key, member, errand.began)
-            return member.backend.infer(once)
+            return send(member, once)
 
-        over = end
+        over = step.end
         try:
-            if start:
-                return await self._run(errand, send, rows)
-            return await self._step_on(errand, key, send, rows)
+            if step.start:
+                return await self._run(errand, take, rows)
+            member = self._find(call, key, errand.began)
+            self._begin(errand.began)
+            return await self._attempt(errand, member, take, rows)
         except TritonError:
-            over = start or end  # without its first step there is no sequence
+            over = step.start or step.end  # without its first step there is no sequence
             raise
         finally:
             if over:
                 self._end(key)
 
-    async def _step_on(
-        self, errand: Errand, key: SequenceKey, send: Send[Reply], rows: int
-    ) -> Reply:
-        self._begin(errand.began)
-        member = self._pins.find(key, errand.began)
-        if member is None:  # begun elsewhere, or too long ago: all its steps go to one place
-            member = self.fleet.pick(errand.key, errand.began, rows)
-            self._pins.pin(key, member, errand.began)
-        return await self._attempt(errand, member, send, rows)
+    def _find(self, call: Call, key: SequenceKey, now: float) -> Member:
+        """Return the endpoint that has a sequence's state."""
+        member = self._pins.find(key, now)
+        if member is not None:
+            return member
+        if call.sequence is not None:
+            raise SequenceLostError(
+                f"model {call.model!r}, sequence {key[2]!r}: the endpoint with its state was "
+                "removed, or it has had no step for an hour: begin a new sequence",
+                model=call.model,
+            )
+        # Begun by somebody else, perhaps: all its steps go to one place.
+        member = self.fleet.pick((call.model, call.version), now, call.rows or 1)
+        self._pins.pin(key, member, now)
+        return member
 
     def _end(self, key: SequenceKey) -> None:
         member = self._pins.find(key, time.monotonic())
@@ -331,6 +360,10 @@ class Router:
             sequences=len(self._pins),
             endpoints=tuple([member.report() for member in self.fleet.members]),
         )
+
+
+def _infer(member: Member, call: Call) -> Awaitable[Reply]:
+    return member.backend.infer(call)
 
 
 def _wanted(call: Call) -> Deadline:

@@ -12,11 +12,11 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, WrongContextError
-from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog
+from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, Responses, StreamInvoker
 from tritonasync.core.values import Call, ModelSpec, Reply
 
 _generation = 0
@@ -59,6 +59,7 @@ class Gate:
         self._generation = _generation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stages: tuple[Invoker, ModelCatalog] | None = None  # while open
+        self._streamer: StreamInvoker | None = None
         self._lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None
         self._inside = 0
         self._empty: asyncio.Event | None = None
@@ -103,12 +104,17 @@ class Gate:
         invoker: Invoker,
         catalog: ModelCatalog,
         lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None,
+        *,
+        streamer: StreamInvoker | None = None,
     ) -> None:
         """Let calls in, to the given stages; ``lane`` gives the short way of items like a call's.
 
         What takes the short way is not counted here: the stage that gave it sees it to its end.
+        Nor are streams after their first response: closing waits for the server's end of them, and
+        not for who reads what has come.
         """
         self._stages = invoker, catalog
+        self._streamer = streamer
         self._lane = lane
 
     def check(self) -> tuple[Invoker, ModelCatalog]:
@@ -153,6 +159,17 @@ class Gate:
         finally:
             self._leave()
 
+    def stream(self, call: Call) -> Responses:
+        """Let a call with many responses through. Raises as :meth:`check` does."""
+        self.check()
+        assert self._streamer is not None  # noqa: S101 - led to, with the others
+        return _Gated(self._streamer.stream(call), self.enter, self._leave)
+
+    def enter(self) -> None:
+        """Count a call that is let in. Raises as :meth:`check` does."""
+        self.check()
+        self._inside += 1
+
     def lane(self, call: Call, timeout_s: float) -> ItemLane | None:
         """Return the short way of items like that of a call, if the pool has one for them."""
         spec = self.known(call.model, call.version)
@@ -196,6 +213,36 @@ class Gate:
     def shut(self) -> None:
         """Take note that everything behind the gate is closed."""
         self._move(GateState.CLOSED)
+
+
+class _Gated:
+    """Responses that are counted as inside while the first is awaited."""
+
+    __slots__ = ("_begun", "_enter", "_leave", "_responses")
+
+    def __init__(
+        self, responses: Responses, enter: Callable[[], None], leave: Callable[[], None]
+    ) -> None:
+        self._responses = responses
+        self._enter = enter
+        self._leave = leave
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        if self._begun:
+            return await self._responses.__anext__()
+        self._enter()
+        self._begun = True
+        try:
+            return await self._responses.__anext__()
+        finally:
+            self._leave()
+
+    def leave(self) -> None:
+        self._responses.leave()
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
