@@ -57,7 +57,7 @@ async def test_a_caller_cancelled_at_any_turn_never_cancels_the_call(turns):
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated) as server:
         endpoint = make_endpoint(server.target)
-        await endpoint._lanes.current[0].channel.channel_ready()
+        await endpoint.link.lanes.current[0].channel.channel_ready()
         caller = asyncio.create_task(endpoint.exchange("ModelInfer", b"x", Deadline.after(9)))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -207,7 +207,7 @@ async def test_several_channels_share_the_calls_that_are_out():
         ]
         for _ in range(9):
             await gated.arrived.acquire()
-        assert [lane.in_flight for lane in endpoint._lanes.current] == [3, 3, 3]
+        assert [lane.in_flight for lane in endpoint.link.lanes.current] == [3, 3, 3]
         gated.go.set()
         await asyncio.gather(*callers)
         await endpoint.aclose(NEVER)

@@ -222,7 +222,7 @@ async def test_a_caller_cancelled_as_it_is_let_go_is_counted_once():
 
 @pytest.mark.parametrize("how", ["late", "cancelled", "let go"])
 async def test_requests_that_nobody_waits_for_do_not_heap_up(monkeypatch, how):
-    monkeypatch.setattr("tritonasync.transport.endpoint.MAX_ABANDONED", 3)
+    monkeypatch.setattr("tritonasync.transport.link.MAX_ABANDONED", 3)
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated) as server:
         endpoint = make_endpoint(server.target)
@@ -268,9 +268,9 @@ async def test_letting_go_when_nothing_is_out_or_all_is_closed_harms_nobody():
         endpoint.let_go("nothing was sent yet")
         await endpoint.exchange("ModelInfer", b"", NEVER)
         await endpoint.aclose(NEVER)
-        lanes = endpoint._lanes.current
+        lanes = endpoint.link.lanes.current
         endpoint.let_go("it is closed")
-        assert endpoint._lanes.current is lanes
+        assert endpoint.link.lanes.current is lanes
         with pytest.raises(PoolClosedError):
             await endpoint.exchange("ModelInfer", b"", NEVER)
 
@@ -282,7 +282,7 @@ async def test_calls_go_out_on_a_fresh_connection_and_the_old_one_ends_with_its_
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated, ServerReady=echo) as server:
         endpoint = make_endpoint(server.target)
-        (old,) = endpoint._lanes.current
+        (old,) = endpoint.link.lanes.current
         callers = [start(endpoint), start(endpoint, repeatable=False)]
         for _ in range(2):
             await gated.arrived.acquire()
@@ -304,7 +304,7 @@ async def test_an_old_connection_without_calls_is_closed_at_once():
     async with ScriptedServer(ModelInfer=echo) as server:
         endpoint = make_endpoint(server.target)
         await endpoint.exchange("ModelInfer", b"", NEVER)
-        (old,) = endpoint._lanes.current
+        (old,) = endpoint.link.lanes.current
         endpoint.let_go("a test")
         await eventually(lambda: closed(old))
         await endpoint.exchange("ModelInfer", b"", NEVER)
@@ -316,17 +316,17 @@ async def test_channels_are_not_renewed_twice_in_a_second(monkeypatch):
         endpoint = make_endpoint(server.target, channels=2)
         await endpoint.exchange("ModelInfer", b"", NEVER)
         endpoint.let_go("a test")
-        fresh = endpoint._lanes.current
+        fresh = endpoint.link.lanes.current
         assert len(fresh) == 2
         await endpoint.exchange("ModelInfer", b"", NEVER)
         endpoint.let_go("again")
-        assert endpoint._lanes.current is fresh
+        assert endpoint.link.lanes.current is fresh
         monkeypatch.setattr(lanes, "RENEWAL_PAUSE_S", 0.0)
         endpoint.let_go("and again")
-        fresher = endpoint._lanes.current
+        fresher = endpoint.link.lanes.current
         assert fresher is not fresh
         endpoint.let_go("nothing was sent since")
-        assert endpoint._lanes.current is fresher
+        assert endpoint.link.lanes.current is fresher
         await endpoint.exchange("ModelInfer", b"", NEVER)
         assert endpoint.statistics().reconnections == 2
         await endpoint.aclose(NEVER)
@@ -337,14 +337,14 @@ async def test_channels_that_cannot_be_renewed_are_kept(monkeypatch):
     async with ScriptedServer(ModelInfer=echo) as server:
         endpoint = make_endpoint(server.target)
         await endpoint.exchange("ModelInfer", b"", NEVER)
-        present = endpoint._lanes.current
+        present = endpoint.link.lanes.current
 
         def fail():
             raise ConfigurationError("TlsConfig: ca cannot be read")
 
-        monkeypatch.setattr(endpoint._lanes, "_make", fail)
+        monkeypatch.setattr(endpoint.link.lanes, "_make", fail)
         endpoint.let_go("a test")
-        assert endpoint._lanes.current is present
+        assert endpoint.link.lanes.current is present
         assert await endpoint.exchange("ModelInfer", b"x", NEVER) == b"x"
         await endpoint.aclose(NEVER)
 
@@ -352,7 +352,7 @@ async def test_channels_that_cannot_be_renewed_are_kept(monkeypatch):
 async def test_a_call_that_comes_when_its_endpoint_was_removed_may_go_elsewhere():
     async with ScriptedServer(ModelInfer=echo) as server:
         endpoint = make_endpoint(server.target)
-        endpoint.removed = True
+        endpoint.link.removed = True
         await endpoint.aclose(NEVER)
         with pytest.raises(ServerUnreachableError, match="was removed from the pool") as caught:
             await endpoint.exchange("ModelInfer", b"x", NEVER)
@@ -380,7 +380,7 @@ async def test_closing_waits_for_calls_on_retired_channels():
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated) as server:
         endpoint = make_endpoint(server.target)
-        (old,) = endpoint._lanes.current
+        (old,) = endpoint.link.lanes.current
         caller = start(endpoint)
         await gated.arrived.acquire()
         endpoint.let_go("a test")
@@ -400,7 +400,7 @@ async def test_closing_tears_down_what_is_out_on_retired_channels_when_its_time_
     gated = Gated()
     async with ScriptedServer(ModelInfer=gated) as server:
         endpoint = make_endpoint(server.target)
-        (old,) = endpoint._lanes.current
+        (old,) = endpoint.link.lanes.current
         patient = start(endpoint, repeatable=False)
         await gated.arrived.acquire()
         endpoint.let_go("a test")

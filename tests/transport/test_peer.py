@@ -37,7 +37,7 @@ async def never_cancelled(server):
 
 async def known(endpoint, version):
     await endpoint.exchange("ServerReady", b"", Deadline.after(20))
-    await eventually(lambda: endpoint.server_version == version)
+    await eventually(lambda: endpoint.link.server_version == version)
 
 
 def scripted(gated, version=None, *, at="127.0.0.1:0"):
@@ -87,7 +87,7 @@ async def test_from_2_59_on_a_call_that_is_left_is_cancelled(version, leave):
     async with scripted(gated, version) as server:
         endpoint = make_endpoint(server.target, cancel_on_server=True)
         await known(endpoint, version)
-        assert endpoint.features == ServerFeatures.of(version)
+        assert endpoint.link.features == ServerFeatures.of(version)
         await leave(endpoint, gated)
         await eventually(lambda: server.cancelled == 1)
         statistics = endpoint.statistics()
@@ -107,8 +107,8 @@ async def test_nothing_is_asked_or_cancelled_unasked(leave):
         gated.go.set()
         await endpoint.aclose(NEVER)
         assert server.count("ServerMetadata") == 0
-        assert endpoint.server_version is None
-        assert endpoint.features == UNKNOWN
+        assert endpoint.link.server_version is None
+        assert endpoint.link.features == UNKNOWN
 
 
 async def test_a_cancelled_call_harms_no_neighbour():
@@ -181,11 +181,11 @@ async def test_a_server_that_comes_back_older_is_asked_anew_and_spared():
         endpoint = make_endpoint(server.target, cancel_on_server=True)
         await known(endpoint, "2.60.0")
         await endpoint.exchange("ServerReady", b"", NEVER)
-    await eventually(lambda: not endpoint._lanes.current[0].connected())
+    await eventually(lambda: not endpoint.link.lanes.current[0].connected())
     async with scripted(gated, "2.51.0", at=server.target) as older:
         # Cancelled before anything was answered by the new server.
         await leave_one_by_cancelling(endpoint, gated)
-        assert endpoint.server_version is None
+        assert endpoint.link.server_version is None
         await known(endpoint, "2.51.0")
         assert older.count("ServerMetadata") == 1
         await leave_one_by_cancelling(endpoint, gated)
@@ -200,7 +200,7 @@ async def test_a_server_that_comes_back_newer_may_be_cancelled_on():
     async with scripted(gated, "2.51.0") as server:
         endpoint = make_endpoint(server.target, cancel_on_server=True)
         await known(endpoint, "2.51.0")
-    await eventually(lambda: not endpoint._lanes.current[0].connected())
+    await eventually(lambda: not endpoint.link.lanes.current[0].connected())
     async with scripted(gated, "2.60.0", at=server.target) as newer:
         await known(endpoint, "2.60.0")
         await leave_one_by_cancelling(endpoint, gated)
@@ -218,10 +218,10 @@ async def test_each_channel_has_a_version_of_its_own():
         # The second goes out on the other channel, whose server is not known yet.
         await leave_one_by_cancelling(endpoint, gated)
         await never_cancelled(server)
-        assert endpoint.server_version is None
+        assert endpoint.link.server_version is None
         gated.go.set()
         await first
-        await eventually(lambda: endpoint.server_version == "2.60.0")
+        await eventually(lambda: endpoint.link.server_version == "2.60.0")
         asked_on = [peer for name, peer in server.came_by if name == "ServerMetadata"]
         assert len(asked_on) == len({*asked_on}) == 2
         await endpoint.aclose(NEVER)
@@ -244,7 +244,7 @@ async def test_the_version_is_asked_for_anew_on_fresh_channels():
         endpoint = make_endpoint(server.target, cancel_on_server=True)
         await known(endpoint, "2.60.0")
         endpoint.let_go("a test")
-        assert endpoint.server_version is None
+        assert endpoint.link.server_version is None
         await known(endpoint, "2.60.0")
         assert server.count("ServerMetadata") == 2
         await endpoint.aclose(NEVER)
@@ -290,7 +290,7 @@ async def test_a_call_on_the_old_connection_is_not_taken_for_one_on_the_new_serv
         await gated.arrived.acquire()
         proxy.upstream = new.target
         proxy.goaway()
-        await eventually(lambda: not endpoint._lanes.current[0].connected())
+        await eventually(lambda: not endpoint.link.lanes.current[0].connected())
         await endpoint.exchange("ServerReady", b"", Deadline.after(20))
         await new_version.arrived.acquire()
         # The old server's answer says nothing of the new one,
@@ -298,10 +298,10 @@ async def test_a_call_on_the_old_connection_is_not_taken_for_one_on_the_new_serv
         old_version.go.set()
         await eventually(lambda: endpoint.statistics().succeeded == answered + 1)
         await asyncio.sleep(0)
-        assert endpoint.server_version is None
+        assert endpoint.link.server_version is None
         # nor the new one's of the old.
         new_version.go.set()
-        await eventually(lambda: endpoint.server_version == "2.60.0")
+        await eventually(lambda: endpoint.link.server_version == "2.60.0")
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller

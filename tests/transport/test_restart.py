@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 def watched(endpoint):
     """The list that grows with each reconnection the endpoint tells of."""
     told = []
-    endpoint.watch_reconnections(lambda: told.append(endpoint.statistics().reconnections))
+    endpoint.link.watch_reconnections(lambda: told.append(endpoint.statistics().reconnections))
     return told
 
 
@@ -37,7 +37,7 @@ async def reach(endpoint, method="ModelInfer"):
 
 async def unconnected(endpoint):
     async with asyncio.timeout(10):
-        while any(lane.connected() for lane in endpoint._lanes.current):
+        while any(lane.connected() for lane in endpoint.link.lanes.current):
             await asyncio.sleep(0.005)
 
 

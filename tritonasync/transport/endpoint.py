@@ -1,4 +1,4 @@
-"""One server: its channels, and every call that is out on them.
+"""One server, and every unary call that is out on its channels.
 
 Owns: the rule that a call which was sent is never cancelled. Triton 2.51 dies (SIGSEGV) of unary
 calls that are cancelled, whose deadline expires, or whose channel closes while they are out, within
@@ -7,11 +7,8 @@ the caller of a call waits on a bare future beside it (``flights``): a caller th
 time is up, drops the future, and the call goes on to its end. It is cancelled only on request, and
 on a connection whose server gave a version that lives through it.
 
-A server that was restarted is noticed by its connection: what is sent on a channel that was
-connected and is not any more goes out on a new connection (``lanes`` number them), and the first
-answer on that one tells whoever watches that the server may be another one.
-
-Refuses to know: tensors and models' signatures; a message is bytes here.
+Refuses to know: tensors and models' signatures (a message is bytes here), and what is told of the
+server by its connection (``link`` does).
 
 Invariants: a message is sent once; a call is awaited only when its status is there, since awaiting
 is what makes gRPC cancel it with its caller; a channel is closed when no call is out on it, or when
@@ -21,7 +18,6 @@ the time of :meth:`Endpoint.aclose` is over.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -32,22 +28,15 @@ import grpc.aio
 
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
-    ConnectionLostError,
     DeadlineExceededError,
-    PoolClosedError,
-    QueueFullError,
-    ServerError,
-    ServerUnreachableError,
     Stage,
     TritonError,
 )
-from tritonasync.transport.channel import HeaderSupply, Metadata, balanced
+from tritonasync.transport.channel import HeaderSupply, Metadata
 from tritonasync.transport.flights import Flight, Flights
-from tritonasync.transport.lanes import READY, Lane, Lanes
-from tritonasync.transport.peer import Peer
+from tritonasync.transport.lanes import Lane
+from tritonasync.transport.link import Link
 from tritonasync.transport.statistics import EndpointStatistics
-from tritonasync.transport.status import error_from_status
-from tritonasync.transport.versions import ServerFeatures
 
 RPC_GRACE_S: Final = 300.0
 """How far gRPC's own deadline lies beyond the caller's: it expires on a dead server only."""
@@ -55,10 +44,6 @@ RPC_GRACE_S: Final = 300.0
 _RPC_LONGEST_S: Final = 86_400.0
 """gRPC's own deadline for a caller without one: a day. No deadline at all would never let go of a
 call whose server is gone without a word."""
-
-MAX_ABANDONED: Final = 10_000
-"""Each takes its time on the server and some 17 kB here. Callers who give up sooner than the server
-answers would heap them up: 1.7 GB after 100,000 calls with deadlines of 0.5 to 5 ms."""
 
 _TEARDOWN_S: Final = 0.05
 
@@ -78,7 +63,8 @@ class Endpoint:
             the versions may be mixed.
 
     Attributes:
-        removed: Whether the pool goes on without it, so that its calls may go elsewhere.
+        target: The gRPC target.
+        link: The way to the server. Streams share it.
     """
 
     def __init__(
@@ -90,16 +76,11 @@ class Endpoint:
         cancel_on_server: bool = False,
     ) -> None:
         self.target = target
-        self._lanes = Lanes(channels)
-        self._headers = headers
+        self.link = Link(
+            target, channels, headers, ask_version=self._ask_version if cancel_on_server else None
+        )
         self._flights = Flights(self._late, self._landed)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cancels = cancel_on_server and not balanced(target)
-        self._peer = Peer(self._ask_version if cancel_on_server else None)
-        self._answered_at = -math.inf
-        self._asking = 0
-        self._closing = False
-        self.removed = False
         self._succeeded = 0
         self._failed = 0
         self._abandoned = 0
@@ -136,9 +117,9 @@ class Endpoint:
             TransportError: Nobody answered.
             ConfigurationError: The function that gives headers gave one that is not allowed.
         """
-        metadata = self._headers.fixed
+        metadata = self.link.headers.fixed
         if metadata is None:
-            metadata = await self._ask_headers(deadline, model)
+            metadata = await self.link.ask_headers(deadline, model)
         flight = self._send(method, message, metadata, deadline, stage, model, repeatable, via)
         try:
             await flight.waiter
@@ -165,7 +146,7 @@ class Endpoint:
             finally:
                 del meant  # which holds this frame, and with it the message, until a collection
         self._succeeded += 1
-        self._answered(flight)
+        self.link.answered(flight.lane, flight.connection)
         return answer
 
     def _send(  # noqa: PLR0917 - keywords would cost 0.1 µs of each call
@@ -179,21 +160,12 @@ class Endpoint:
         repeatable: bool,  # noqa: FBT001
         via: Lane | None,
     ) -> Flight:
-        if self._closing:
-            raise self._closed_error(model)
+        self.link.admit(self._flights.abandoned, model)
         now = time.monotonic()
         left = deadline.at - now
         if left <= 0:
             raise deadline.error("send", model=model, endpoint=self.target)
-        if self._flights.abandoned >= MAX_ABANDONED:
-            raise self._heaped_up(model)
-        lanes = self._lanes.current
-        if via is None or via.retired:
-            lane = lanes[0] if len(lanes) == 1 else min(lanes, key=_load)
-        else:
-            lane = via
-        if (lane.state() is READY) is not lane.ready:
-            lane.turn()
+        lane = self.link.lane(via)
         timeout = min(left + RPC_GRACE_S, _RPC_LONGEST_S)
         send = lane.methods.get(method) or lane.add_method(method)
         call = send(message, timeout=timeout, metadata=metadata or None)
@@ -202,59 +174,22 @@ class Endpoint:
         self._flights.launch(flight)
         return flight
 
-    def _closed_error(self, model: str | None) -> TritonError:
-        if self.removed:
-            return ServerUnreachableError(
-                f"{self.target} was removed from the pool", model=model, endpoint=self.target
-            )
-        return PoolClosedError(f"the pool is closed: {self.target}", endpoint=self.target)
-
-    def _heaped_up(self, model: str | None) -> QueueFullError:
-        subject = f"model {model!r} at {self.target}" if model else self.target
-        return QueueFullError(
-            f"{subject}: {MAX_ABANDONED} requests whose callers have left are still out, since the "
-            "server is slower than calls are given up: call less, wait longer, or add endpoints",
-            code="RESOURCE_EXHAUSTED",
-            details="too many abandoned requests are out",
-            model=model,
-            endpoint=self.target,
-        )
-
     def _error(
         self, failure: grpc.aio.AioRpcError | asyncio.CancelledError, flight: Flight
     ) -> TritonError | None:
         """Return what a failed call means; ``None`` if it is the caller that was cancelled."""
         if isinstance(failure, grpc.aio.AioRpcError):
-            return self._failure(failure, flight)
+            return self.link.failure(failure, flight.lane, flight.connection, flight.model)
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return None
-        why = "; the pool's time for closing was over" if self._closing else ""
-        return self._lost(flight, f"the call was torn down with its connection{why}")
-
-    def _lost(self, flight: Flight, message: str) -> ConnectionLostError:
-        subject = f"model {flight.model!r} at {self.target}" if flight.model else self.target
-        return ConnectionLostError(
-            f"{subject}: {message}", model=flight.model, endpoint=self.target
-        )
-
-    def _failure(self, failure: grpc.aio.AioRpcError, flight: Flight) -> TritonError:
-        """Return what a status means, and take note of what it tells of the connection."""
-        code, details = failure.code().name, failure.details() or ""
-        error = error_from_status(code, details, endpoint=self.target, model=flight.model)
-        if isinstance(error, ServerError):
-            self._answered(flight)
-        elif isinstance(error, ConnectionError) and flight.lane.ready:
-            flight.lane.lose(flight.connection)
-        return error
+        why = "; the pool's time for closing was over" if self.link.closing else ""
+        return self.link.lost(flight.model, f"the call was torn down with its connection{why}")
 
     def _landed(self, flight: Flight) -> None:
-        lane = flight.lane
-        lane.in_flight -= 1
+        self.link.land(flight.lane)
         if flight.forsaken:
             self._abandon(flight)
-        if lane.retired and not lane.in_flight:
-            self._lanes.close(lane)
 
     def _abandon(self, flight: Flight) -> None:
         """Count a call that ended without a caller; gRPC tells what became of it to awaiters."""
@@ -268,47 +203,22 @@ class Endpoint:
             await flight.call
         except grpc.aio.AioRpcError as failure:
             self._failed += 1
-            self._failure(failure, flight)
+            self.link.failure(failure, flight.lane, flight.connection, flight.model)
         except asyncio.CancelledError:
             self._failed += 1
         else:
             self._succeeded += 1
-            self._answered(flight)
+            self.link.answered(flight.lane, flight.connection)
 
     # --- the server at the other end ------------------------------------------------------------
-
-    def _answered(self, flight: Flight) -> None:
-        self._answered_at = time.monotonic()
-        if flight.connection > flight.lane.answered:
-            self._peer.heard(flight.lane, flight.connection)
 
     async def _ask_version(self, lane: Lane) -> bytes:
         return await self.exchange("ServerMetadata", b"", NEVER, repeatable=True, via=lane)
 
     def _cancel(self, flight: Flight) -> None:
         """Cancel a call whose caller is gone, if the server is known to live through it."""
-        lane = flight.lane
-        # On an older connection there may be an older server.
-        if self._cancels and lane.features.cancelling and flight.connection == lane.connection:
+        if self.link.cancels(flight.lane, flight.connection):
             flight.call.cancel()
-
-    def watch_reconnections(self, callback: Callable[[], None]) -> None:
-        """Have a function called when a connection made anew was first answered on.
-
-        The server may be another process than before, with other models. One function is kept; it
-        must not raise.
-        """
-        self._peer.on_reconnected = callback
-
-    @property
-    def server_version(self) -> str | None:
-        """The version that the server gave; ``None`` while it is not known, or not asked for."""
-        return self._lanes.version
-
-    @property
-    def features(self) -> ServerFeatures:
-        """What the server can do, as far as its version is known."""
-        return ServerFeatures.of(self.server_version)
 
     # --- silence --------------------------------------------------------------------------------
 
@@ -318,7 +228,7 @@ class Endpoint:
         Infinity while nothing is out. What is out on retired channels counts while its caller
         waits.
         """
-        return max(self._answered_at, self._flights.oldest())
+        return max(self.link.answered_at, self._flights.oldest())
 
     def let_go(self, reason: str) -> None:
         """Let the callers of repeatable calls go with a ``ConnectionLostError``, and reconnect.
@@ -327,33 +237,16 @@ class Endpoint:
         now on goes out on fresh channels, unless they were renewed within the last second: a
         connection may be dead without a word (half-open). ``reason`` is for the errors.
         """
-        self._flights.let_go(lambda flight: self._lost(flight, f"its caller was let go: {reason}"))
-        if not self._closing:
-            self._lanes.renew(time.monotonic())
+        message = f"its caller was let go: {reason}"
+        self._flights.let_go(lambda flight: self.link.lost(flight.model, message))
+        if not self.link.closing:
+            self.link.lanes.renew(time.monotonic())
 
     # --- what is waited for ---------------------------------------------------------------------
 
     def _late(self, flight: Flight) -> DeadlineExceededError:
         stage = flight.stage if flight.lane.connected() else "connect"
         return flight.deadline.error(stage, model=flight.model, endpoint=self.target)
-
-    def answers_by(self) -> Stage:
-        """Return what calls that are out are waiting for, to be named when time is up."""
-        if self._asking:
-            return "headers"
-        return "server" if any(lane.connected() for lane in self._lanes.current) else "connect"
-
-    async def _ask_headers(self, deadline: Deadline, model: str | None) -> Metadata:
-        """Ask the user's function, within the deadline: nothing is sent yet, so it may be cut."""
-        scope = asyncio.timeout(deadline.wait_s())
-        self._asking += 1
-        try:
-            async with scope:
-                return await self._headers.ask()
-        except TimeoutError as error:
-            raise deadline.error("headers", model=model, endpoint=self.target) from error
-        finally:
-            self._asking -= 1
 
     def statistics(self) -> EndpointStatistics:
         """Return what this endpoint has done so far."""
@@ -363,8 +256,8 @@ class Endpoint:
             succeeded=self._succeeded,
             failed=self._failed,
             abandoned=self._abandoned,
-            reconnections=self._peer.reconnections,
-            server_version=self.server_version,
+            reconnections=self.link.reconnections,
+            server_version=self.link.server_version,
         )
 
     async def aclose(self, deadline: Deadline) -> None:
@@ -373,13 +266,11 @@ class Endpoint:
         Calls that are still out at the deadline are torn down with their channel and a
         ``ResourceWarning``: below Triton 2.59 that can crash the server.
         """
-        self._closing = True
-        self._peer.stop()
+        self.link.close()
         await self._flights.wait_until_quiet(deadline)
         torn = len(self._flights)
-        await self._lanes.aclose()
+        await self.link.aclose()
         self._flights.close()
-        await self._peer.wait_stopped()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not torn:
             return
@@ -392,7 +283,3 @@ class Endpoint:
             ResourceWarning,
             stacklevel=2,
         )
-
-
-def _load(lane: Lane) -> int:
-    return lane.in_flight
