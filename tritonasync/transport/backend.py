@@ -6,14 +6,27 @@ other endpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Final, Literal
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.values import ModelSpec
+from tritonasync.core.policies import StreamPolicy
+from tritonasync.core.ports import Responses
+from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.transport.auto import AutoInvoker
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.statistics import EndpointStatistics
+from tritonasync.transport.streamed import OneResponse, StreamedInvoker
+from tritonasync.transport.streams import Streams
 from tritonasync.transport.unary import UnaryInvoker
+
+Transport = Literal["auto", "unary", "stream"]
+"""How calls with one answer are sent."""
+
+_STREAMS: Final = StreamPolicy()
 
 
 class EndpointBackend:
@@ -21,17 +34,39 @@ class EndpointBackend:
 
     Args:
         endpoint: Where to. Owned from here on.
+        transport: How calls with one answer are sent.
+        streams: How streams are used.
 
     Attributes:
         endpoint: The endpoint.
         control: Its administration calls.
+        streams: The streams to it.
         infer: Runs one inference; as :meth:`UnaryInvoker.infer`.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        transport: Transport = "unary",
+        streams: StreamPolicy = _STREAMS,
+    ) -> None:
         self.endpoint = endpoint
         self.control = Control(endpoint)
-        self.infer = UnaryInvoker(endpoint).infer  # itself: a method of ours would cost each call
+        self.streams = Streams(endpoint.link, streams)
+        self._streamed = StreamedInvoker(self.streams)
+        self._unary = UnaryInvoker(endpoint).infer
+        self._auto = AutoInvoker(self._unary, self._streamed.infer, self.streams, self.control)
+        # Themselves: a method of ours would cost each call.
+        ways = {"unary": self._unary, "stream": self._stream_plain, "auto": self._auto.infer}
+        self.infer = ways[transport]
+
+    def _stream_plain(self, call: Call) -> Coroutine[Any, Any, Reply]:
+        return self._streamed.infer(call) if self.streams.plain else self._unary(call)
+
+    def stream(self, call: Call) -> Responses:
+        """Return the responses to a call: of a model that is not decoupled there is one."""
+        return self._streamed.stream(call) if call.decoupled else OneResponse(call, self.infer)
 
     def __repr__(self) -> str:
         return f"<EndpointBackend {self.target}>"
@@ -58,20 +93,47 @@ class EndpointBackend:
 
     def silent_since(self) -> float:
         """Return since when calls are out and nothing was answered; see :class:`Endpoint`."""
-        return self.endpoint.silent_since()
+        heard_at = self.endpoint.link.answered_at
+        return min(self.endpoint.silent_since(), max(heard_at, self.streams.oldest()))
 
     def let_go(self, reason: str) -> None:
         """Let the callers of idempotent calls go, and reconnect; see :class:`Endpoint`."""
+        self.streams.let_go(reason)
         self.endpoint.let_go(reason)
 
     def watch_reconnections(self, callback: Callable[[], None]) -> None:
         """Have a function called when a connection made anew was answered on first."""
-        self.endpoint.watch_reconnections(callback)
+
+        def reconnected() -> None:
+            self._auto.doubt()
+            callback()
+
+        self.endpoint.link.watch_reconnections(reconnected)
 
     def statistics(self) -> EndpointStatistics:
         """Return what the endpoint has done so far."""
-        return self.endpoint.statistics()
+        calls, streams, tally = self.endpoint.statistics(), self.streams, self.streams.tally
+        return replace(
+            calls,
+            in_flight=calls.in_flight + streams.in_flight,
+            succeeded=calls.succeeded + tally.succeeded,
+            failed=calls.failed + tally.failed,
+            abandoned=calls.abandoned + tally.abandoned,
+            streams=streams.open,
+            choices=self._auto.report(),
+        )
 
     async def aclose(self, deadline: Deadline) -> None:
-        """Close the endpoint, as :meth:`Endpoint.aclose` does."""
+        """Close the endpoint, as :meth:`Endpoint.aclose` does; the streams first."""
+        self.endpoint.link.close()
+        torn = await self.streams.drain(deadline)
         await self.endpoint.aclose(deadline)
+        await self.streams.aclose()
+        await self._auto.aclose()
+        if torn:
+            warnings.warn(
+                f"{self.target}: {torn} requests were still out on streams when the pool's closing "
+                f"time of {deadline.timeout_s:g} s was over; they were torn down",
+                ResourceWarning,
+                stacklevel=2,
+            )

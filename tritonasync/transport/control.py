@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Final, cast
 
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ProtocolError, Stage
@@ -32,6 +32,10 @@ from tritonasync.transport.endpoint import Endpoint
 # The generated module makes its classes at import and carries no types; seen as a plain module its
 # members are Any, and each answer becomes a typed value within its own function below.
 _pb: Final[ModuleType] = service_pb2
+_config_pb: Final[ModuleType] = model_config_pb2
+
+_IDLE_US: Final = 1_000_000
+"""What ``max_sequence_idle_microseconds`` is where it is left out."""
 
 
 class Control:
@@ -82,6 +86,11 @@ class Control:
     async def config(self, model: str, version: str, deadline: Deadline) -> ModelConfig:
         """Return a model's configuration."""
         return _model_config(await self._config(model, version, deadline))
+
+    async def is_decoupled(self, model: str, version: str, deadline: Deadline) -> bool:
+        """Return whether a request to a model may have zero or many responses."""
+        config = await self._config(model, version, deadline)
+        return bool(config.model_transaction_policy.decoupled)
 
     async def index(self, deadline: Deadline, *, ready_only: bool = False) -> list[IndexEntry]:
         """Return the models in the server's repositories, or only those that are ready."""
@@ -165,7 +174,24 @@ def _model_spec(version: str, metadata: Any, config: Any, target: str) -> ModelS
         outputs=tuple(_tensor_spec(t, target) for t in metadata.outputs),
         decoupled=config.model_transaction_policy.decoupled,
         stateful=config.HasField("sequence_batching"),
+        **_sequences(config),
     )
+
+
+def _sequences(config: Any) -> dict[str, Any]:
+    """Return what a configuration says of the ids of sequences, and how long they may idle."""
+    if not config.HasField("sequence_batching"):
+        return {}
+    batching = config.sequence_batching
+    controls = [control for tensor in batching.control_input for control in tensor.control]
+    return {
+        "string_ids": any(
+            control.kind == control.CONTROL_SEQUENCE_CORRID
+            and control.data_type == _config_pb.TYPE_STRING
+            for control in controls
+        ),
+        "sequence_idle_s": (batching.max_sequence_idle_microseconds or _IDLE_US) / 1e6,
+    }
 
 
 def _tensor_spec(tensor: Any, target: str, *, optional: bool = False) -> TensorSpec:

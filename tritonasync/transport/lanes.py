@@ -21,9 +21,11 @@ import grpc
 import grpc.aio
 
 from tritonasync.core.errors import ConfigurationError
+from tritonasync.transport.channel import Metadata
 from tritonasync.transport.versions import UNKNOWN, ServerFeatures
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
+_STREAM: Final = "ModelStreamInfer"
 
 READY: Final = grpc.ChannelConnectivity.READY
 
@@ -31,6 +33,8 @@ RENEWAL_PAUSE_S: Final = 1.0
 """The least time between two generations of channels: connecting costs a server something."""
 
 Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+StreamCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
+_StreamMethod: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
 
 
 class Lane:
@@ -50,6 +54,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_open_stream",
         "answered",
         "channel",
         "connection",
@@ -66,6 +71,7 @@ class Lane:
         self.channel = channel
         self.state = channel.get_state
         self.methods: dict[str, Method] = {}
+        self._open_stream: _StreamMethod | None = None
         self.in_flight = 0
         self.connection = connection
         self.answered = 0
@@ -83,6 +89,19 @@ class Lane:
         made = cast("Method", self.channel.unary_unary(_SERVICE + name))
         self.methods[name] = made
         return made
+
+    def open_stream(self, metadata: Metadata) -> StreamCall:
+        """Open a stream, bytes in and bytes out. It has no deadline: it is to last."""
+        opened = self._open_stream
+        if opened is None:
+            opened = cast("_StreamMethod", self.channel.stream_stream(_SERVICE + _STREAM))
+            self._open_stream = opened
+        return opened(metadata=metadata or None)
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was sent on it."""
+        return bool(self.methods) or self._open_stream is not None
 
     def turn(self) -> None:
         """Take note that the channel is connected now and was not before, or the other way round.
@@ -138,7 +157,7 @@ class Lanes:
     @property
     def version(self) -> str | None:
         """The version of the server, if all channels in use were told the same one."""
-        versions = {lane.version for lane in self.current if lane.methods}
+        versions = {lane.version for lane in self.current if lane.used}
         return versions.pop() if len(versions) == 1 else None
 
     def renew(self, now: float) -> None:
@@ -146,7 +165,7 @@ class Lanes:
         old = self.current
         if self._make is None or now < self._renewed_at + RENEWAL_PAUSE_S:
             return
-        if not any(lane.methods for lane in old):
+        if not any(lane.used for lane in old):
             return  # nothing was sent on them yet
         self._renewed_at = now
         connection = max(lane.connection for lane in old) + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tritonasync.transport.choice import TransportChoice
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatistics:
@@ -16,6 +18,8 @@ class EndpointStatistics:
         failed: Calls that ended with an error, those cancelled on the server included.
         abandoned: Calls whose caller had left, been let go, or run out of time before they ended.
         reconnections: Connections made anew that were answered on, all channels together.
+        streams: Streams that are open.
+        choices: How calls are sent by model and size, where that is chosen (``transport="auto"``).
         server_version: The version the server gave, if it was asked (``cancel_on_server``).
     """
 
@@ -26,3 +30,5 @@ class EndpointStatistics:
     abandoned: int
     reconnections: int = 0
     server_version: str | None = None
+    streams: int = 0
+    choices: tuple[TransportChoice, ...] = ()

@@ -33,6 +33,7 @@ from tritonasync.core.errors import (
     RegionExistsError,
     RegionInvalidError,
     RegionNotFoundError,
+    SequenceNotFoundError,
     ServerError,
     ServerNotReadyError,
     ServerUnreachableError,
@@ -77,11 +78,15 @@ _UNAVAILABLE: Final = (
     # Anchored, as all that say that the model did not run: a model may answer UNAVAILABLE, too, and
     # in any words ("database: connection refused").
     _rule(
-        "^(grpc )?server (is shutting down|exiting)",
+        "^(in ensemble .*?, )?(grpc )?server (is shutting down|exiting)",
         ServerNotReadyError,
         "the server is going down",
     ),
-    _rule("^server not ready", ServerNotReadyError, "the server is still starting"),
+    _rule(
+        "^(in ensemble .*?, )?server not ready",
+        ServerNotReadyError,
+        "the server is still starting",
+    ),
     # gRPC's own.
     _rule(
         "\\bssl|\\btls\\b|certificate|handshake|verification check",  # seen
@@ -129,6 +134,11 @@ _INVALID_ARGUMENT: Final = (
     _rule("requested model .* not available", ModelNotFoundError, "is the name right?"),
     _rule("^load failed for model", LoadFailedError, "the server's log tells more"),  # seen
     _rule("^failed to register|^invalid offset \\+ byte size", RegionInvalidError),  # seen
+    _rule(
+        "must specify the start flag on the first request of the sequence",
+        SequenceNotFoundError,
+        "was it idle for long, or the server restarted?",
+    ),  # seen
     _rule(None, InvalidRequestError),  # seen
 )
 
@@ -190,6 +200,64 @@ _TABLE: Final[dict[str, tuple[_Rule, ...]]] = {
 
 _OTHERWISE: Final = (_rule(None, ModelFailedError),)
 
+_REQUEST_ID: Final = re.compile(r"^\[request id: .*?\] ")
+"""What Triton puts before some of its words where a request has an id: seen."""
+
+_WHERE: Final = re.compile(r"^(in ensemble .*?, )*(\[request id: .*?\] )?")
+"""What may go before the words that tell one error from another: seen."""
+
+_IN_BAND: Final = (
+    # A model's own words may be any of the words below.
+    (re.compile("^(failed to process the request|stub process )"), "INTERNAL"),
+    (
+        re.compile(
+            "^(request for unknown model: )?'.*' (version \\d+ )?is not at ready state$|"
+            "^exceeds maximum queue size|^request timeout expired|"
+            "^(grpc )?server (is shutting down|exiting)|^server not ready"
+        ),
+        "UNAVAILABLE",
+    ),
+    (
+        re.compile(
+            "^request for unknown model|^unable to find (system |cuda )?shared memory region"
+        ),
+        "NOT_FOUND",
+    ),
+    (
+        re.compile(
+            "^unexpected (shape for input|inference (input|output)|number of string elements)|"
+            "^inference input '|^inference request (batch-size|for sequence|to model)|"
+            "^input byte size mismatch|^incomplete string (data|length)|"
+            "^unable to find data for input|^contents field must not|^expected \\d+ inputs|"
+            "^invalid value (type )?for '|^invalid offset \\+ byte size|"
+            "^failed to get model version from|^parameter keys starting with 'triton_'"
+        ),
+        "INVALID_ARGUMENT",
+    ),
+    (re.compile("^string correlation id cannot be longer"), "UNIMPLEMENTED"),
+)
+"""The status that a call of its own has for a message which came on a stream, where only the words
+are told (server #6110): seen, all that say that the model did not run."""
+
+
+def error_from_stream(
+    details: str, *, endpoint: str, model: str | None = None
+) -> ServerError | TransportError:
+    """Return the error that a message on a stream means: the one that a call of its own raises.
+
+    The stream goes on. The status is worked out from the words; what has none of Triton's own
+    words is the model's own failure.
+
+    Args:
+        details: The message.
+        endpoint: The target called.
+        model: The model called.
+    """
+    bare = _WHERE.sub("", details).lower()
+    code = next((code for pattern, code in _IN_BAND if pattern.search(bare)), "INTERNAL")
+    words = _REQUEST_ID.sub("", details)
+    return error_from_status(code, words, endpoint=endpoint, model=model)
+
 
 def error_from_status(
     code: str, details: str, *, endpoint: str, model: str | None = None
@@ -202,10 +270,11 @@ def error_from_status(
         endpoint: The target called.
         model: The model called, if the call was about one.
     """
+    words = _REQUEST_ID.sub("", details)
     rule = next(
         rule
         for rule in _TABLE.get(code, _OTHERWISE)
-        if rule.pattern is None or rule.pattern.search(details)
+        if rule.pattern is None or rule.pattern.search(words)
     )
     subject = f"model {model!r} at {endpoint}" if model else endpoint
     advice = f" ({rule.advice})" if rule.advice else ""
@@ -213,6 +282,6 @@ def error_from_status(
     if issubclass(rule.kind, ServerError):
         error = rule.kind(message, code=code, details=details, model=model, endpoint=endpoint)
         # Whatever a step says, those before it have run.
-        error.may_have_executed |= details.lower().startswith("in ensemble ")
+        error.may_have_executed |= words.lower().startswith("in ensemble ")
         return error
     return rule.kind(message, model=model, endpoint=endpoint)

@@ -18,7 +18,7 @@ from tritonasync.transport.endpoint import Endpoint
 from tritonasync.wire.decode import decode_response
 from tritonasync.wire.encode import encode_request, encode_small
 
-_LONG_STRINGS_NBYTES: Final = 1 << 17
+LONG_STRINGS_NBYTES: Final = 1 << 17
 """Answers with strings from this size on are read in a worker thread: a string may be as short as
 its 4 bytes of length, and takes 0.1 to 0.2 µs, so that this many bytes take up to 5 ms. Fixed-size
 outputs are views, made in microseconds whatever their size."""
@@ -62,14 +62,17 @@ class UnaryInvoker:
             repeatable=call.idempotent,
         )
         try:
-            if len(answer) < _LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
+            if len(answer) < LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
                 return decode_response(answer)
             return await in_worker(
                 partial(decode_response, answer), deadline=call.deadline, model=call.model
             )
         except ProtocolError as error:
-            raise ProtocolError(
-                f"model {call.model!r} at {self._endpoint.target}: {error}",
-                model=call.model,
-                endpoint=self._endpoint.target,
-            ) from error
+            raise blame(error, call, self._endpoint.target) from error
+
+
+def blame(error: ProtocolError, call: Call, target: str) -> ProtocolError:
+    """Return the error that says whose answer it was."""
+    return ProtocolError(
+        f"model {call.model!r} at {target}: {error}", model=call.model, endpoint=target
+    )

@@ -1,0 +1,301 @@
+"""One ``ModelStreamInfer`` call: a connection within the connection, for many requests at once.
+
+Owns: the gRPC call, the task that writes to it and the task that reads from it, telling those who
+wait what came. Refuses to know: which stream a request goes on (``streams`` does), deadlines, what
+a request or an answer is about; what each message means for its request is ``multiplex``'s word.
+
+Invariants: the call is never cancelled, since Triton 2.51 dies (SIGSEGV) of a stream that is
+cancelled with requests out; it is half-closed, and read to its end (but see :meth:`Stream.cancel`).
+Nobody's writing waits for another's: what is to be sent is queued, and one task sends it. Nobody's
+reading waits for another's: what came is handed over at once, and reading pauses only when none of
+those who wait on this stream has room for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from tritonasync.core.errors import (
+    ProtocolError,
+    ServerError,
+    ServerUnreachableError,
+    TransportError,
+)
+from tritonasync.transport.channel import Metadata
+from tritonasync.transport.lanes import Lane, StreamCall
+from tritonasync.transport.link import Link
+from tritonasync.transport.multiplex import Event, Multiplex, Request, State, Verdict
+from tritonasync.transport.sinks import Feed, Single
+from tritonasync.transport.status import error_from_stream
+from tritonasync.wire.decode import StreamResponse, read_stream_response
+
+Sink: TypeAlias = Single | Feed
+"""Who waits for what comes of a request."""
+
+Waiting: TypeAlias = "Request[Sink]"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of requests so far.
+
+    Attributes:
+        succeeded: Requests that ended with an answer.
+        failed: Requests that ended with an error.
+        abandoned: Those of both that nobody waited for any more.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    abandoned: int = 0
+
+
+class Stream:
+    """A stream, open from now on. Made in the running event loop.
+
+    Args:
+        link: The way to the server. Borrowed.
+        lane: The channel that the stream is on.
+        metadata: The headers it is opened with.
+        tally: Counts what becomes of its requests.
+        ended: Called when it is over, in whichever way.
+
+    Attributes:
+        lane: The channel.
+        connection: The number of the lane's connection when the stream was opened.
+        requests: What is out on it.
+        retired: Whether it takes no more requests.
+        used_at: When something was last put on it, or came from it, on the monotonic clock.
+        heard_at: When something last came from it, or it was opened.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        lane: Lane,
+        metadata: Metadata,
+        tally: Tally,
+        ended: Callable[[Stream], None],
+    ) -> None:
+        self._link = link
+        self._tally = tally
+        self.lane = lane
+        self.connection = lane.connection
+        self.requests: Multiplex[Sink] = Multiplex()
+        self.retired = False
+        self.used_at = self.heard_at = time.monotonic()
+        self._ended = ended
+        self._queue: deque[tuple[Waiting, bytes]] = deque()
+        self._heard = False
+        self._call: StreamCall = lane.open_stream(metadata)
+        lane.in_flight += 1
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._more: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._writing = loop.create_task(self._write())
+        self._reading = loop.create_task(self._read())
+
+    def __repr__(self) -> str:
+        return f"<Stream to {self._link.target} {len(self.requests)} out>"
+
+    # --- requests -------------------------------------------------------------------------------
+
+    @property
+    def load(self) -> int:
+        """Requests that are out or about to be, those that nobody waits for among them."""
+        return len(self.requests)
+
+    @property
+    def queued(self) -> int:
+        """Requests that were not sent yet, and such that were withdrawn."""
+        return len(self._queue)
+
+    def put(self, request: Waiting, message: bytes) -> None:
+        """Have a request sent, after those that were put before it."""
+        self.requests.add(request)
+        self._queue.append((request, message))
+        self.used_at = time.monotonic()
+        self._send_on()
+        self._read_on()  # whoever comes new has room
+
+    def leave(self, request: Waiting) -> None:
+        """Take note that nobody waits for a request any more; what comes of it is dropped."""
+        self.requests.note(request, Event.LEAVING)
+        self._read_on()
+
+    def make_room(self, request: Waiting) -> None:
+        """Take note that who waits for a request has room for more again."""
+        self.requests.fill(request, full=False)
+        self._read_on()
+
+    def retire(self) -> None:
+        """Take no more requests: half-close the stream when those it has are sent."""
+        self.retired = True
+        self._send_on()
+
+    def cancel(self) -> None:
+        """Cancel the stream. Only where the server is known to live through it."""
+        self._call.cancel()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _send_on(self) -> None:
+        more = self._more
+        if more is not None and not more.done():
+            more.set_result(None)
+
+    async def _write(self) -> None:
+        call, queue, requests = self._call, self._queue, self.requests
+        try:
+            await call.wait_for_connection()
+            while True:
+                while queue:
+                    request, message = queue.popleft()
+                    if request.state is State.QUEUED:
+                        requests.note(request, Event.SENDING)
+                        await call.write(message)
+                    del request, message  # not held while there is nothing to do
+                if self.retired:
+                    break
+                self._more = self._loop.create_future()
+                await self._more
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream is over, and reading tells how
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        room = self._room
+        if room is not None and not room.done() and not self.requests.held:
+            room.set_result(None)
+
+    async def _read(self) -> None:
+        failure: BaseException | None = None
+        try:
+            await self._read_all()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            failure = error
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+        finally:
+            self._end(failure)
+            del failure  # which holds this frame
+
+    async def _read_all(self) -> None:
+        read, requests = self._call.read, self.requests
+        while True:
+            while requests.held:
+                self._room = self._loop.create_future()
+                await self._room
+            message = await read()
+            if message is grpc.aio.EOF:
+                return
+            self._take(cast("bytes", message))
+
+    def _take(self, message: bytes) -> None:
+        """Hand a message to whom it is for."""
+        self._heard = True
+        self._link.answered(self.lane, self.connection)
+        self.used_at = self.heard_at = self._link.answered_at
+        try:
+            response = _read(message)
+        except ProtocolError as error:
+            # One of them was answered and cannot be told which, so all are.
+            self.retire()
+            self._break(ProtocolError(f"{self._link.target}: {error}", endpoint=self._link.target))
+            return
+        request = self.requests.find(response.request_id)
+        if request is None:
+            return
+        left = request.state is State.LEFT and not request.failed
+        verdict = self.requests.note(request, _event(response, request))
+        if verdict is Verdict.DELIVER:
+            if not request.sink.deliver(response):
+                self.requests.fill(request, full=True)
+        elif verdict is Verdict.FINISH:
+            request.sink.finish(response)
+        elif verdict is Verdict.FAIL:
+            request.sink.fail(
+                error_from_stream(
+                    response.error, endpoint=self._link.target, model=request.sink.model
+                )
+            )
+        if request.state is State.OVER:
+            self._count(failed=request.failed or bool(response.error), left=left)
+
+    def _count(self, *, failed: bool, left: bool) -> None:
+        tally = self._tally
+        tally.succeeded += not failed
+        tally.failed += failed
+        tally.abandoned += left
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _end(self, failure: BaseException | None) -> None:
+        self.retired = True
+        self._queue.clear()
+        self._send_on()
+        self._break(self._meaning(failure))
+        self._link.land(self.lane)
+        self._ended(self)
+
+    def _meaning(self, failure: BaseException | None) -> TransportError | ServerError:
+        """Return what the end of the stream means for those who wait."""
+        if isinstance(failure, grpc.aio.AioRpcError):
+            error = self._link.failure(failure, self.lane, self.connection, None)
+            # What a stream says that has answered before is about the stream, and not about them.
+            if isinstance(error, TransportError) or not self._heard:
+                return error
+            return self._link.lost(None, f"the stream broke: {error.message}")
+        if failure is not None:
+            why = "; the pool's time for closing was over" if self._link.closing else ""
+            return self._link.lost(None, f"the stream was torn down with its connection{why}")
+        return self._link.lost(None, "the server ended the stream, with requests on it")
+
+    def _break(self, error: TransportError | ServerError) -> None:
+        self._tally.failed += len(self.requests)
+        self._tally.abandoned += self.requests.left
+        for sink, verdict in self.requests.end():
+            own = error.copy()
+            own.model = sink.model
+            if verdict is Verdict.NOT_SENT and error.may_have_executed:
+                own = ServerUnreachableError(
+                    f"{self._link.subject(sink.model)}: not sent, since the stream broke "
+                    f"({error.message})",
+                    model=sink.model,
+                    endpoint=self._link.target,
+                )
+            sink.fail(own)
+
+    async def wait_ended(self) -> None:
+        """Return when the stream is over and its tasks as well."""
+        await asyncio.wait({self._reading, self._writing})
+
+
+def _read(message: bytes) -> StreamResponse:
+    response = read_stream_response(message)
+    if response.error and not response.request_id:
+        raise ProtocolError(f"an error that names no request: {response.error}")
+    return response
+
+
+def _event(response: StreamResponse, request: Waiting) -> Event:
+    final = response.final
+    if response.error:
+        return Event.FAILURE if final is False else Event.REFUSAL
+    if final is None:  # which Triton 2.51 never leaves out
+        return Event.LAST if request.ordered else Event.RESPONSE
+    return Event.LAST if final else Event.RESPONSE

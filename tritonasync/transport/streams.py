@@ -1,0 +1,335 @@
+"""The streams to one server: which one a request goes on, and when there is to be another.
+
+Owns: opening streams, choosing among them, the deadlines of those who wait, closing what has
+nothing to do or is stuck. Refuses to know: what a message says, how many responses are wanted.
+
+A server answers in turn on one stream, so that a slow answer holds up those behind it, whatever
+their model (seen on 2.51; responses of decoupled models are not held up). So a stream is for
+requests of one model at a time as far as their number allows, another is opened when those there
+are have enough to do (four carry half as many small requests again as one), and one whose oldest
+request is not answered for seconds, and given up by its caller, takes no more.
+
+Triton does not bear requests of models that are decoupled and of such that are not on streams at
+the same time. On one stream it writes two answers at once and dies (2.51: SIGSEGV, 28 of 28 runs,
+from 4 requests out on). On two it marks a request as complete after answering it, when its record
+may be another request's already: that one's responses are cut short, or it dies (5 of 11 runs).
+Neither is mended in its sources up to 2.73. So the first request of a decoupled model waits until
+the others have been answered, and from then on those of other models do not go on streams to this
+server (:attr:`Streams.plain`); a call of its own, beside a stream, harms nobody (8 of 8 runs).
+
+Invariants: a stream that takes no more requests is half-closed and read to its end; what was
+opened is known here until its end; after the first request of a decoupled model there is no other
+on any stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import Final
+
+from tritonasync.core.deadline import Deadline
+from tritonasync.core.errors import Stage
+from tritonasync.core.policies import StreamPolicy
+from tritonasync.core.values import Call
+from tritonasync.core.watch import Watch
+from tritonasync.transport.channel import Metadata
+from tritonasync.transport.link import Link
+from tritonasync.transport.multiplex import Request, State
+from tritonasync.transport.stream import Sink, Stream, Tally, Waiting
+
+MAX_QUEUED: Final = 16_384
+"""Requests of one stream that wait to be sent: the server takes them more slowly than they come."""
+
+GROW_AT: Final = 8
+"""With so many requests out on each stream, another one is worth its while."""
+
+MAX_CROWDED: Final = 64
+"""Streams set aside for slow readers; with more, they share the others."""
+
+SETTLING_S: Final = 0.1
+"""How long a server may take to put the record of a request away which it has answered."""
+
+_POLL_S: Final = 0.005
+SWEEP_S: Final = 1.0
+STUCK_S: Final = 5.0
+"""A stream is stuck when its oldest request was given up, and nothing came for so long."""
+
+
+class _Place:
+    """Where a request is: on a stream, which may be its own."""
+
+    __slots__ = ("_alone", "_link", "_request", "_stream")
+
+    def __init__(self, link: Link, stream: Stream, request: Waiting, *, alone: bool) -> None:
+        self._link = link
+        self._stream = stream
+        self._request = request
+        self._alone = alone
+
+    def leave(self) -> None:
+        stream = self._stream
+        stream.leave(self._request)
+        if self._alone and stream.load and self._link.cancels(stream.lane, stream.connection):
+            stream.cancel()
+
+    def make_room(self) -> None:
+        self._stream.make_room(self._request)
+
+    def stage(self) -> Stage:
+        return "server" if self._stream.lane.connected() else "connect"
+
+
+class Streams:
+    """Puts requests on streams. Must be made in the running event loop.
+
+    Args:
+        link: The way to the server. Borrowed.
+        policy: How many streams there are.
+
+    Attributes:
+        link: The way to the server.
+        policy: How many streams there are.
+        tally: What became of requests so far.
+        plain: Whether requests of models that are not decoupled may go on streams.
+    """
+
+    def __init__(self, link: Link, policy: StreamPolicy) -> None:
+        self.link = link
+        self.policy = policy
+        self.tally = Tally()
+        self.plain = True
+        self._settled: asyncio.Task[None] | None = None
+        self._plain_used = False
+        self._streams: list[Stream] = []  # those that are not over
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._watch = Watch(loop, self._look)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._all_over = asyncio.Event()  # while a stream is open
+        self._numbers = 0
+
+    def name(self, call: Call) -> str:
+        """Return an id for a request, its own on all streams: it begins with the call's."""
+        self._numbers += 1
+        return f"{call.request_id}#{self._numbers:x}" if call.request_id else f"{self._numbers:x}"
+
+    async def put(
+        self, call: Call, sink: Sink, name: str, message: bytes, *, ordered: bool
+    ) -> None:
+        """Have a request sent.
+
+        Args:
+            call: What is asked.
+            sink: Who waits.
+            name: The request's id, which the message has.
+            message: The serialised request.
+            ordered: Whether it is answered in turn: its model is not decoupled. Only while
+                :attr:`plain`.
+
+        Raises:
+            DeadlineExceededError: The deadline passed; nothing was sent.
+            PoolClosedError: The pool is closed or closing.
+            QueueFullError: Too many requests are out, or not sent yet.
+        """
+        link, fixed = self.link, self.link.headers.fixed
+        key = call.model, call.version
+        # One of its own can be cancelled without harm to others, where a server lives through it.
+        alone = not ordered and link.may_cancel
+        self._admit(call)
+        if not ordered and (self.plain or self._settled is not None):
+            await self._settle(call)
+        self._plain_used |= ordered
+        stream = None if alone else self._choose(key, ordered=ordered)
+        if stream is None and fixed is None:
+            metadata = await link.ask_headers(call.deadline, call.model)
+            self._admit(call)
+            stream = None if alone else self._choose(key, ordered=ordered)  # others came, too
+            if stream is None:
+                stream = self._open(metadata)
+        elif stream is None:
+            assert fixed is not None  # noqa: S101 - it is one or the other
+            stream = self._open(fixed)
+        if stream.queued >= MAX_QUEUED:
+            raise link.full(
+                call.model,
+                "too many requests are not sent yet",
+                f"{stream.queued} requests wait to be sent on one stream, since the server takes "
+                "them more slowly than they come: slow down, or add endpoints",
+            )
+        request: Waiting = Request(name, key, ordered, sink)
+        sink.sent_at = time.monotonic()
+        sink.place = _Place(link, stream, request, alone=alone)
+        stream.put(request, message)
+        if alone:
+            stream.retire()
+        self._watch.expect(sink.due_at)
+
+    async def _settle(self, call: Call) -> None:
+        """Have those of models that are not decoupled go elsewhere, and wait for their answers."""
+        self.plain = False
+        if not self._plain_used:
+            return
+        if self._settled is None:
+            self._settled = self._loop.create_task(self._settling())
+        try:
+            async with asyncio.timeout(call.deadline.wait_s()):
+                await asyncio.shield(self._settled)
+        except TimeoutError as error:
+            raise call.deadline.error(
+                "send", model=call.model, endpoint=self.link.target
+            ) from error
+        self._admit(call)
+
+    async def _settling(self) -> None:
+        give_up_at = time.monotonic() + STUCK_S  # on what the server will never answer
+        while any(request.ordered for stream in self._streams for request in stream.requests):
+            if self.link.closing or time.monotonic() >= give_up_at:
+                break
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(SETTLING_S)
+        for stream in self._streams:
+            stream.retire()
+        self._plain_used = False
+        self._settled = None
+
+    def _admit(self, call: Call) -> None:
+        """Refuse what cannot be sent now."""
+        abandoned = sum([stream.requests.left for stream in self._streams])
+        self.link.admit(abandoned, call.model)
+        call.deadline.check("send", model=call.model, endpoint=self.link.target)
+
+    # --- choosing -------------------------------------------------------------------------------
+
+    def _choose(self, key: tuple[str, str], *, ordered: bool) -> Stream | None:
+        """Return the stream for a request; ``None`` if it is to be a new one."""
+        best: Stream | None = None
+        spare: Stream | None = None
+        least = least_of_all = math.inf
+        count = crowded = 0
+        for stream in self._streams:
+            if stream.retired or stream.lane.retired:
+                continue
+            load, requests = stream.load, stream.requests
+            if load < least_of_all:
+                spare, least_of_all = stream, load
+            if requests.crowded:
+                crowded += 1
+                continue
+            count += 1
+            if load < least and not (ordered and requests.held_up_by_others(key)):
+                best, least = stream, load
+        room = count < self.policy.max_streams and crowded < MAX_CROWDED
+        if best is not None and (least < GROW_AT or not room):
+            return best
+        return None if room else spare
+
+    def _open(self, metadata: Metadata) -> Stream:
+        stream = Stream(self.link, self.link.lane(), metadata, self.tally, self._ended)
+        self._streams.append(stream)
+        self._all_over.clear()
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        return stream
+
+    def _ended(self, stream: Stream) -> None:
+        self._streams.remove(stream)
+        if not self._streams:
+            self._all_over.set()
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def _waiting(self) -> list[Sink]:
+        """Return who waits."""
+        return [
+            request.sink
+            for stream in self._streams
+            for request in stream.requests
+            if request.state is not State.LEFT
+        ]
+
+    def _look(self, now: float) -> float:
+        """Let those go whose time is up; return when the next one's is."""
+        next_at = math.inf
+        for sink in self._waiting():
+            if sink.due_at <= now:
+                sink.late()
+            else:
+                next_at = min(next_at, sink.due_at)
+        return next_at
+
+    def expect(self, at: float) -> None:
+        """Take note of when somebody's time will be up."""
+        self._watch.expect(at)
+
+    def _sweep(self) -> None:
+        """Close what has nothing to do, and what is stuck or on a channel that is not used."""
+        now = time.monotonic()
+        for stream in self._streams:
+            idle = not stream.load and now - stream.used_at >= self.policy.idle_close_s
+            if not stream.retired and (idle or stream.lane.retired or _is_stuck(stream, now)):
+                stream.retire()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._streams else None
+
+    # --- the link -------------------------------------------------------------------------------
+
+    def oldest(self) -> float:
+        """Return when the oldest request was sent whose silence says something."""
+        return min([_sent_at(stream) for stream in self._streams], default=math.inf)
+
+    def let_go(self, reason: str) -> None:
+        """Let those go who can send their request again; streams take no more."""
+        for sink in self._waiting():
+            if sink.repeatable:
+                sink.fail(self.link.lost(sink.model, f"its caller was let go: {reason}"))
+                sink.leave()
+        for stream in self._streams:
+            stream.retire()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not yet ended, abandoned ones included."""
+        return sum([stream.load for stream in self._streams])
+
+    @property
+    def open(self) -> int:
+        """Streams that are open."""
+        return len(self._streams)
+
+    async def drain(self, deadline: Deadline) -> int:
+        """Half-close all streams, and wait for their ends; return how many requests are left."""
+        for stream in self._streams:
+            stream.retire()
+        if self._streams:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline.wait_s()):
+                    await self._all_over.wait()
+        return self.in_flight
+
+    async def aclose(self) -> None:
+        """Wait for the tasks of what was torn down with the channels; stop the timers."""
+        streams = list(self._streams)
+        await asyncio.gather(*[stream.wait_ended() for stream in streams])
+        self._watch.close()
+        if self._settled is not None:
+            await self._settled
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+
+def _is_stuck(stream: Stream, now: float) -> bool:
+    """Return whether nothing comes any more, and the first in turn was given up."""
+    oldest = stream.requests.oldest()
+    if oldest is None or not oldest.ordered or oldest.state is not State.LEFT:
+        return False
+    return now - max(stream.heard_at, oldest.sink.sent_at) >= STUCK_S
+
+
+def _sent_at(stream: Stream) -> float:
+    oldest = stream.requests.oldest()
+    if oldest is None or (stream.lane.retired and not stream.requests.waited_for):
+        return math.inf
+    return oldest.sink.sent_at
