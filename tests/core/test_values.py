@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from tritonasync.core.deadline import NEVER
-from tritonasync.core.values import DATATYPES, Call, ModelSpec
+from tritonasync.core.values import DATATYPES, Call, ModelSpec, SequenceStep
 
 
 def test_there_are_fourteen_datatypes():
@@ -22,3 +22,10 @@ def test_a_call_is_a_value_that_never_expires_by_default():
     assert call.deadline is NEVER
     with pytest.raises(FrozenInstanceError):
         call.model = "other"
+
+
+def test_a_call_is_a_step_of_a_sequence_by_its_own_word_or_by_its_parameters():
+    assert not Call("m", "", ()).in_sequence
+    assert not Call("m", "", (), parameters=(("priority", 1),)).in_sequence
+    assert Call("m", "", (), parameters=(("priority", 1), ("sequence_id", 7))).in_sequence
+    assert Call("m", "", (), sequence=SequenceStep("mine")).in_sequence

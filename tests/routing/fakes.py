@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 
@@ -75,6 +76,8 @@ not_found = answered(ModelNotFoundError, "NOT_FOUND")
 class Server:
     """A backend; ``error`` makes what it fails of, ``hold`` keeps callers waiting.
 
+    A stream has ``responses`` of them. Each, and the end, may be held, and may be an error instead.
+
     ``let_go`` lets go whom the port says: the callers of idempotent calls, and of questions. What a
     caller that left had sent is in ``abandoned``.
     """
@@ -84,6 +87,8 @@ class Server:
         self.error: Callable[[], TritonError | None] | None = error
         self.hold = hold
         self.is_ready = ready
+        self.responses = 1
+        self.streams: list[Given] = []
         self.calls: list[Call] = []
         self.waiting: list[asyncio.Future[None]] = []
         self.patient: set[asyncio.Future[None]] = set()  # they wait whatever happens
@@ -96,14 +101,19 @@ class Server:
 
     async def infer(self, sent: Call) -> Reply:
         self.calls.append(sent)
-        await self._serve(patient=not sent.idempotent)
+        await self.serve(patient=not sent.idempotent)
         return Reply(sent.model, "1", {}, request_id=self.target)
 
+    def stream(self, sent: Call) -> Given:
+        given = Given(self, sent)
+        self.streams.append(given)
+        return given
+
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
-        await self._serve()
+        await self.serve()
         return SPEC
 
-    async def _serve(self, *, patient: bool = False) -> None:
+    async def serve(self, *, patient: bool = False) -> None:
         if self.hold:
             gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if patient:
@@ -158,6 +168,51 @@ class Server:
         for gate in self.waiting:
             if not gate.done() and gate not in self.patient:
                 gate.set_exception(ConnectionLostError(f"{self.target}: {reason}"))
+
+
+class Given:
+    """The responses of a server to one call, as the port has them.
+
+    ``over`` tells whether nothing more may come, and ``left`` whether it was let go of before.
+    """
+
+    def __init__(self, server: Server, sent: Call) -> None:
+        self.server = server
+        self.sent = sent
+        self.given = 0
+        self.over = False
+        self.left = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        if self.over:
+            raise StopAsyncIteration
+        if not self.given:
+            self.server.calls.append(self.sent)
+        await self._wait()
+        if self.over or self.given == self.server.responses:
+            self.over = True
+            raise StopAsyncIteration
+        self.given += 1
+        parameters = (("index", self.given - 1),)
+        return Reply(self.sent.model, "1", {}, self.server.target, parameters)
+
+    async def _wait(self) -> None:
+        try:
+            await self.server.serve(patient=not self.sent.idempotent)
+        except TritonError:
+            self.over = True
+            raise
+        except asyncio.CancelledError:
+            if not self.given:
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        if not self.over:
+            self.over = self.left = True
 
 
 def router(*servers: Server, retry=None, health=None, prefer_near=False, weights=()) -> Router:

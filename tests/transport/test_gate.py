@@ -152,3 +152,128 @@ async def test_a_forked_child_is_refused():
     os.close(reader)
     os.waitpid(child, 0)  # noqa: ASYNC222 - it has ended: its end of the pipe is closed
     gate.check()
+
+
+# --- calls with many responses -------------------------------------------------------------------
+
+
+class Given:
+    """Responses that come when told to, and what was asked of them."""
+
+    def __init__(self, count=2):
+        self.count = count
+        self.go = asyncio.Event()
+        self.asked = 0
+        self.left = 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        self.asked += 1
+        await self.go.wait()
+        self.count -= 1
+        if self.count < 0:
+            raise StopAsyncIteration
+        return REPLY
+
+    def leave(self):
+        self.left += 1
+
+
+class Streamer:
+    def __init__(self, given):
+        self.given = given
+        self.calls = []
+
+    def stream(self, call):
+        self.calls.append(call)
+        return self.given
+
+
+def streaming_gate(count=2):
+    gate, stage, streamer = Gate(), Stage(), Streamer(Given(count))
+    gate.open()
+    gate.lead_to(stage, stage, streamer=streamer)
+    return gate, streamer
+
+
+@pytest.mark.anyio
+async def test_responses_pass_an_open_gate():
+    gate, streamer = streaming_gate()
+    streamer.given.go.set()
+    assert [reply async for reply in gate.stream(CALL)] == [REPLY, REPLY]
+    assert streamer.calls == [CALL]
+    assert gate.inside == 0
+
+
+@pytest.mark.anyio
+async def test_a_stream_is_inside_while_its_first_response_is_awaited_and_not_after_it():
+    gate, streamer = streaming_gate()
+    responses = gate.stream(CALL)
+    assert gate.inside == 0
+    first = asyncio.create_task(anext(responses))
+    await asyncio.sleep(0)
+    assert gate.inside == 1
+    closing = asyncio.create_task(gate.close(NEVER))
+    await asyncio.sleep(0)
+    assert not closing.done()
+    streamer.given.go.set()
+    assert await first is REPLY
+    await closing
+    assert gate.inside == 0
+    assert [reply async for reply in responses] == [REPLY]  # what was begun may be read to its end
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("failure", ["cancelled", "none"])
+async def test_a_first_response_that_never_comes_leaves_the_gate(failure):
+    gate, streamer = streaming_gate(count=0)
+    first = asyncio.create_task(anext(gate.stream(CALL), None))
+    await asyncio.sleep(0)
+    if failure == "cancelled":
+        first.cancel()
+    streamer.given.go.set()
+    await asyncio.wait({first})
+    assert gate.inside == 0
+    await gate.close(NEVER)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_did_not_begin_before_closing_is_refused_however_often_it_is_asked():
+    gate, streamer = streaming_gate()
+    streamer.given.go.set()
+    responses = gate.stream(CALL)
+    await gate.close(NEVER)
+    with pytest.raises(PoolClosedError, match="closing"):
+        gate.stream(CALL)
+    for _ in range(2):
+        with pytest.raises(PoolClosedError, match="closing"):
+            await anext(responses)
+    assert streamer.given.asked == 0
+    assert gate.inside == 0
+
+
+@pytest.mark.anyio
+async def test_leaving_passes_the_gate():
+    gate, streamer = streaming_gate()
+    responses = gate.stream(CALL)
+    assert aiter(responses) is responses
+    responses.leave()
+    assert streamer.given.left == 1
+
+
+def test_a_stream_is_refused_in_another_event_loop():
+    async def make():
+        gate, _ = streaming_gate()
+        return gate, gate.stream(CALL)
+
+    gate, responses = asyncio.run(make())
+
+    async def elsewhere():
+        with pytest.raises(WrongContextError, match="another event loop"):
+            gate.stream(CALL)
+        with pytest.raises(WrongContextError, match="another event loop"):
+            await anext(responses)
+
+    asyncio.run(elsewhere())

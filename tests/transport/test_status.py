@@ -3,7 +3,7 @@
 import pytest
 
 from tritonasync.core import errors
-from tritonasync.transport.status import error_from_status
+from tritonasync.transport.status import error_from_status, error_from_stream
 
 ROWS = [
     ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", "QueueFullError"),
@@ -95,6 +95,12 @@ ROWS = [
     ("INVALID_ARGUMENT", "failed to register shared memory region: …", "RegionInvalidError"),
     ("INVALID_ARGUMENT", "Invalid offset + byte size for …", "RegionInvalidError"),
     ("INVALID_ARGUMENT", "unexpected inference input 'X'", "InvalidRequestError"),
+    (
+        "INVALID_ARGUMENT",
+        "inference request for sequence 7 to model 'm' must specify the START flag on the first "
+        "request of the sequence",
+        "SequenceNotFoundError",
+    ),
     ("ALREADY_EXISTS", "shared memory region 'r' already in manager", "RegionExistsError"),
     ("ALREADY_EXISTS", "something else", "InvalidRequestError"),
     ("INTERNAL", "failed to load 'm', failed to poll from model repository", "LoadFailedError"),
@@ -196,6 +202,8 @@ def test_an_error_says_whether_to_try_again(kind, retriable, may_have_executed):
     [
         ("UNAVAILABLE", "in ensemble 'e', Exceeds maximum queue size", errors.QueueFullError),
         ("UNAVAILABLE", "in ensemble 'e', 'm' is not at ready state", errors.ModelNotReadyError),
+        ("UNAVAILABLE", "in ensemble 'e', Server exiting", errors.ServerNotReadyError),
+        ("UNAVAILABLE", "in ensemble 'e', Server not ready", errors.ServerNotReadyError),
         ("INVALID_ARGUMENT", "in ensemble 'e', unexpected shape", errors.InvalidRequestError),
     ],
 )
@@ -206,3 +214,125 @@ def test_a_step_of_an_ensemble_that_refuses_may_have_had_others_before_it(code, 
     plain = error_from_status(code, details.partition(", ")[2], endpoint="host:1", model="m")
     assert type(plain) is kind
     assert not plain.may_have_executed
+
+
+def test_where_a_request_has_an_id_the_words_after_it_are_read():
+    for code, words, kind in ROWS:
+        error = error_from_status(code, f"[request id: 7] {words}", endpoint="h:1")
+        assert type(error) is getattr(errors, kind)
+        assert f"[request id: 7] {words}" in str(error)
+
+
+# --- what comes on a stream, without a status ----------------------------------------------------
+
+# Each in the words of Triton 2.51; test_status_stream.py has them from a real server.
+IN_BAND = [
+    ("NOT_FOUND", "Request for unknown model: 'm' is not found", "ModelNotFoundError"),
+    ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", "ModelNotReadyError"),
+    ("NOT_FOUND", "Unable to find shared memory region: 'r'", "RegionNotFoundError"),
+    ("NOT_FOUND", "Unable to find system shared memory region: 'r'", "RegionNotFoundError"),
+    ("NOT_FOUND", "Unable to find cuda shared memory region: 'r'", "RegionNotFoundError"),
+    (
+        "UNAVAILABLE",
+        "Request for unknown model: 'm' version 1 is not at ready state",
+        "ModelNotReadyError",
+    ),
+    ("UNAVAILABLE", "Exceeds maximum queue size", "QueueFullError"),
+    ("UNAVAILABLE", "Request timeout expired", "QueueTimeoutError"),
+    ("UNAVAILABLE", "Server exiting", "ServerNotReadyError"),
+    ("UNAVAILABLE", "GRPC server is shutting down", "ServerNotReadyError"),
+    ("UNAVAILABLE", "Server not ready", "ServerNotReadyError"),
+    *(
+        ("INVALID_ARGUMENT", words, "InvalidRequestError")
+        for words in [
+            "inference input 'X' data-type is 'INT32', but model 'm' expects 'FP32'",
+            "unexpected shape for input 'X' for model 'm'. Expected [-1,16], got [1,4,4].",
+            "unexpected inference input 'X' for model 'm'",
+            "unexpected inference output 'X' for model 'm'",
+            "unexpected number of string elements 2 for inference input 'X' for model 'm'",
+            "expected 1 inputs but got 2 inputs for model 'm'.",
+            "inference request batch-size must be <= 256 for 'm'",
+            "inference request to model 'm' must specify a non-zero or non-empty correlation ID",
+            "input byte size mismatch for input 'X' for model 'm'. Expected 64, got 60",
+            "incomplete string length indicator for inference input 'X' for model 'm'",
+            "incomplete string data for inference input 'X', expecting string of length 5",
+            "unable to find data for input tensor 'X' for model 'm' in request.",
+            "contents field must not be specified when using raw_input_contents for 'X'",
+            "invalid value type for 'priority' parameter, expected int64_param or uint64_param.",
+            "invalid value for 'priority', expected value >= 0.",
+            "failed to get model version from specified version string 'x' (details: stol)",
+            "parameter keys starting with 'triton_' are reserved for Triton usage.",
+        ]
+    ),
+    (
+        "INVALID_ARGUMENT",
+        "Invalid offset + byte size for shared memory region: 'r'",
+        "RegionInvalidError",
+    ),
+    (
+        "INVALID_ARGUMENT",
+        "inference request for sequence 7 to model 'm' must specify the START flag on the first "
+        "request of the sequence",
+        "SequenceNotFoundError",
+    ),
+    (
+        "UNIMPLEMENTED",
+        "string correlation ID cannot be longer than 128 characters",
+        "UnsupportedError",
+    ),
+    ("INTERNAL", "Stub process 'm_0_0' is not healthy.", "ModelUnhealthyError"),
+    (
+        "INTERNAL",
+        "shared memory size specified … should be at least 64 bytes to hold the results",
+        "SlotTooSmallError",
+    ),
+    *(
+        ("INTERNAL", words, "ModelFailedError")
+        for words in [
+            "",
+            "negative count -1",
+            "database: connection refused",
+            # Nearly Triton's own words: these are a model's, which has run.
+            "the feature store is not at ready state",
+            "the queue of the store exceeds maximum queue size",
+            "invalid value -1 in column 3",
+            "the feature server is shutting down",
+            *(
+                f"Failed to process the request(s) for model 'm_0', message: RuntimeError: {said}"
+                for said in ["Exceeds maximum queue size", "Server exiting", "expected 1 inputs"]
+            ),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("before", ["", "[request id: 17] ", "[request id: <id_unknown>] "])
+@pytest.mark.parametrize(("code", "details", "kind"), IN_BAND)
+def test_words_on_a_stream_mean_what_they_mean_with_their_status(code, details, kind, before):
+    error = error_from_stream(before + details, endpoint="h:1", model="m")
+    assert type(error) is getattr(errors, kind)
+    alike = error_from_status(code, details, endpoint="h:1", model="m")
+    assert str(error) == str(alike)  # the stream's own id is left out
+    assert (error.model, error.endpoint) == ("m", "h:1")
+    assert (error.code, error.details) == (code, details)
+    assert error.may_have_executed == alike.may_have_executed
+
+
+@pytest.mark.parametrize(("code", "details", "kind"), [row for row in IN_BAND if row[1]])
+def test_words_of_a_step_of_an_ensemble_mean_the_same_and_others_may_have_run(code, details, kind):
+    words = f"in ensemble 'e', {details}"
+    error = error_from_stream(words, endpoint="h:1")
+    assert error.code == code
+    assert type(error) is type(error_from_status(code, words, endpoint="h:1"))
+    assert error.may_have_executed
+
+
+def test_a_step_of_an_ensemble_may_tell_the_requests_id():
+    words = "in ensemble 'a', in ensemble 'b', [request id: 17] Exceeds maximum queue size"
+    assert type(error_from_stream(words, endpoint="h:1")) is errors.QueueFullError
+
+
+def test_an_error_on_a_stream_need_not_be_about_a_model():
+    error = error_from_stream("Server exiting", endpoint="h:1")
+    assert error.model is None
+    assert str(error).startswith("h:1: Server exiting [UNAVAILABLE]")

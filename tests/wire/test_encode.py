@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tests.wire import reference
 from tests.wire.strategies import FIXED_SIZE, tensors
 from tritonasync.core.errors import MessageTooLargeError
-from tritonasync.core.values import Call, InputTensor
+from tritonasync.core.values import Call, InputTensor, SequenceStep
 from tritonasync.wire import encode
 from tritonasync.wire.dtypes import numpy_dtype
 from tritonasync.wire.encode import (
@@ -144,6 +144,20 @@ def test_a_parameter_goes_into_the_field_of_its_type(value, field):
     assert getattr(parameter, field) == value
 
 
+@pytest.mark.parametrize("number", [7, -1, 2**63 - 1, "7", "é"])
+@pytest.mark.parametrize("flags", [(), ("start",), ("end",), ("start", "end")])
+def test_a_step_of_a_sequence_says_which_in_parameters(number, flags):
+    step = SequenceStep(number, start="start" in flags, end="end" in flags)
+    array = np.ones((1, 4), np.float32)
+    message = parsed(call(tensor(array), sequence=step, parameters=(("beam", 4),), request_id="r1"))
+    field = "string_param" if isinstance(number, str) else "int64_param"
+    assert message.parameters.pop("sequence_id") == pb.InferParameter(**{field: number})
+    for flag in flags:
+        parameter = message.parameters.pop(f"sequence_{flag}")
+        assert parameter == pb.InferParameter(bool_param=True)
+    assert message == parsed(call(tensor(array), parameters=(("beam", 4),), request_id="r1"))
+
+
 def test_parameters_that_are_equal_as_keys_are_not_mixed_up():
     fields = [
         parsed(call(parameters=(("key", value),))).parameters["key"].WhichOneof("parameter_choice")
@@ -239,3 +253,37 @@ def test_more_strings_than_a_message_can_hold_are_refused_before_any_is_touched(
     many = np.broadcast_to(np.array(["x"], object), (2**30,))
     with pytest.raises(MessageTooLargeError, match="or more, over the limit"):
         encode_request(call(tensor(many, "BYTES")))
+
+
+# --- on a stream ---------------------------------------------------------------------------------
+
+
+def test_on_a_stream_the_streams_id_goes_in_place_of_the_calls_own():
+    made = call(tensor(np.ones((1, 4), np.float32)), request_id="mine", parameters=(("key", 1),))
+    message = pb.ModelInferRequest.FromString(encode_request(made, stream_id="17"))
+    assert message.id == "17"
+    assert message.parameters["triton_enable_empty_final_response"].bool_param
+    del message.parameters["triton_enable_empty_final_response"]
+    message.id = "mine"
+    assert message == parsed(made)
+
+
+def test_off_a_stream_the_end_of_responses_is_not_asked_for():
+    assert not parsed(call(request_id="mine")).parameters
+
+
+@pytest.mark.parametrize("stream_id", ["17", "é" * 100])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_the_limit_counts_what_a_stream_adds_to_a_message(datatype, stream_id):
+    array = np.zeros((1, 4), {"FP32": np.float32, "BYTES": "S3"}[datatype])
+    made = call(tensor(array, datatype))
+    message = encode_request(made, stream_id=stream_id)
+    assert encode_request(made, limit=len(message), stream_id=stream_id) == message
+    with pytest.raises(MessageTooLargeError, match=f"is {len(message):,} bytes"):
+        encode_request(made, limit=len(message) - 1, stream_id=stream_id)
+
+
+def test_a_small_message_of_a_stream_is_that_of_any_other():
+    made = call(tensor(np.zeros((1, 4), np.float32)), request_id="mine")
+    assert encode_small(made, 1 << 20, "17") == encode_request(made, stream_id="17")
+    assert encode_small(made, 1, "17") is None

@@ -10,9 +10,12 @@ from tritonasync.wire.framing import (
     REQUEST_RAW_TAG,
     RESPONSE_ID_TAG,
     RESPONSE_RAW_TAG,
+    STREAM_ERROR_TAG,
+    STREAM_RESPONSE_TAG,
     MalformedError,
     field_prefix,
     split_response,
+    split_stream_response,
 )
 
 
@@ -23,6 +26,8 @@ from tritonasync.wire.framing import (
         (pb.ModelInferRequest, "raw_input_contents", REQUEST_RAW_TAG),
         (pb.ModelInferResponse, "id", RESPONSE_ID_TAG),
         (pb.ModelInferResponse, "raw_output_contents", RESPONSE_RAW_TAG),
+        (pb.ModelStreamInferResponse, "error_message", STREAM_ERROR_TAG),
+        (pb.ModelStreamInferResponse, "infer_response", STREAM_RESPONSE_TAG),
     ],
 )
 def test_tags_are_those_of_the_generated_messages(message, field, tag):
@@ -103,3 +108,86 @@ def test_arbitrary_bytes_are_cut_up_without_a_rest_or_are_malformed(data):
         return
     assert len(head) + len(request_id) + sum(end - start for start, end in spans) <= len(data)
     assert all(start <= end <= len(data) for start, end in spans)
+
+
+# --- within another message ----------------------------------------------------------------------
+
+
+SOME_FIELDS = st.sampled_from(
+    [b"\x32\x02ab", b"\x0a\x01m", b"\x1a\x017", b"\x32", b"\x32\x80", b"\x00", b"\x08\x01", b"\x0d"]
+)
+
+
+@given(
+    st.binary(max_size=9),
+    st.one_of(st.binary(max_size=40), st.lists(SOME_FIELDS, max_size=5).map(b"".join)),
+    st.binary(max_size=20),
+)
+def test_a_response_within_other_bytes_is_cut_as_one_of_its_own(before, data, after):
+    bounds = len(before), len(before) + len(data)
+    try:
+        head, request_id, spans = split_response(data)
+    except MalformedError:
+        with pytest.raises(MalformedError):
+            split_response(before + data + after, *bounds)
+        return
+    shifted = [(start + len(before), end + len(before)) for start, end in spans]
+    assert split_response(before + data + after, *bounds) == (head, request_id, shifted)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x32", b"\x32\x80", b"\x32\x02a", b"\x08", b"\x08\x80", b"\xb2"]
+)
+def test_a_field_that_reaches_out_of_its_message_is_malformed(data):
+    after = b"\x00" * 9
+    with pytest.raises(MalformedError):
+        split_response(data + after, 0, len(data))
+
+
+# --- messages of a stream ------------------------------------------------------------------------
+
+
+@given(st.text("mé", max_size=200), st.binary(max_size=300))
+def test_a_message_of_a_stream_is_cut_into_error_and_response(error, content):
+    message = pb.ModelStreamInferResponse(
+        error_message=error, infer_response={"raw_output_contents": [content]}
+    )
+    data = message.SerializeToString()
+    found, (start, end) = split_stream_response(data)
+    assert found.decode() == error
+    assert data[start:end] == message.infer_response.SerializeToString()
+
+
+def test_what_a_message_of_a_stream_does_not_have_is_empty():
+    assert split_stream_response(b"") == (b"", (0, 0))
+    assert split_stream_response(b"\x0a\x02no") == (b"no", (0, 0))
+    assert split_stream_response(b"\x12\x00") == (b"", (2, 2))
+
+
+def test_other_fields_of_a_message_of_a_stream_are_passed_over():
+    unknown = b"\x98\x06\x96\x01" + b"\xa1\x06" + b"8 bytes!" + b"\x0d" + b"four" + b"\x10\x01"
+    data = unknown + b"\x0a\x02no" + unknown + b"\x12\x01." + unknown
+    error, (start, end) = split_stream_response(data)
+    assert (error, data[start:end]) == (b"no", b".")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x12", "has no end"),
+        (b"\x12\x80", "has no end"),
+        (b"\x12\x05abc", "ends 2 bytes after"),
+        (b"\x0a\xff\xff\xff\xff\x0f", "after the message"),
+        (b"\x12" + b"\xff" * 9 + b"\x7f", "after the message"),
+        (b"\x0b", "wire type 3"),
+        (b"\x12\x00" * MAX_FIELDS, f"{MAX_FIELDS} fields or more"),
+    ],
+)
+def test_a_malformed_message_of_a_stream_is_refused(data, reason):
+    with pytest.raises(MalformedError, match=reason):
+        split_stream_response(data)
+
+
+def test_a_message_of_a_stream_may_have_many_fields():
+    data = b"\x12\x00" * (MAX_FIELDS - 2) + b"\x12\x01."
+    assert split_stream_response(data)[1] == (len(data) - 1, len(data))

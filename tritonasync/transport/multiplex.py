@@ -130,7 +130,7 @@ class Multiplex(Generic[S]):
         return request_id in self._requests
 
     def oldest(self) -> Request[S] | None:
-        """Return the request that is out for longest."""
+        """Return the oldest request that is not over, whatever its state."""
         return next(iter(self._requests.values()), None)
 
     def add(self, request: Request[S]) -> None:

@@ -207,8 +207,7 @@ _WHERE: Final = re.compile(r"^(in ensemble .*?, )*(\[request id: .*?\] )?")
 """What may go before the words that tell one error from another: seen."""
 
 _IN_BAND: Final = (
-    # A model's own words may be any of the words below.
-    (re.compile("^(failed to process the request|stub process )"), "INTERNAL"),
+    # All anchored: what a model says in its own words may hold any of these.
     (
         re.compile(
             "^(request for unknown model: )?'.*' (version \\d+ )?is not at ready state$|"
