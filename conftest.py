@@ -21,7 +21,17 @@ from tritonasync import TritonPool
 from tritonasync.serving import EmbeddedTriton
 
 HERE = Path(__file__).parent
-PAGES_WITH_POOL = ("handles", "batching", "routing", "admin", "deadlines", "errors")
+PAGES_WITH_POOL = (
+    "handles",
+    "generation",
+    "transport",
+    "batching",
+    "routing",
+    "admin",
+    "deadlines",
+    "errors",
+    "sequences",
+)
 WITH_POOL = [f"docs/{name}.md" for name in PAGES_WITH_POOL]
 
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
         BlockingClassifier,
         BlockingDetector,
         BlockingEncoder,
+        BlockingGenerator,
         BlockingModel,
         BlockingPool,
+        BlockingSequence,
+        BlockingStream,
     )
     from tritonasync.core.errors import (
         AccessDeniedError,
@@ -44,7 +47,10 @@ if TYPE_CHECKING:
         RegionExistsError,
         RegionInvalidError,
         RegionNotFoundError,
+        ResponseOverflowError,
         RuntimeSetupError,
+        SequenceLostError,
+        SequenceNotFoundError,
         ServerError,
         ServerNotReadyError,
         ServerStartError,
@@ -59,7 +65,12 @@ if TYPE_CHECKING:
         UsageError,
         WrongContextError,
     )
-    from tritonasync.core.policies import BatchPolicy, Padding, TlsConfig
+    from tritonasync.core.policies import (
+        BatchPolicy,
+        Padding,
+        StreamPolicy,
+        TlsConfig,
+    )
     from tritonasync.core.reports import (
         BatchStatistics,
         Duration,
@@ -76,13 +87,17 @@ if TYPE_CHECKING:
     from tritonasync.handles.detections import Detection, Detections
     from tritonasync.handles.detector import Detector
     from tritonasync.handles.encoder import Encoder
+    from tritonasync.handles.generator import Generator
     from tritonasync.handles.model import ModelHandle
     from tritonasync.handles.outputs import Outputs
+    from tritonasync.handles.sequence import SequenceHandle
+    from tritonasync.handles.stream import ResponseStream
     from tritonasync.pool import TritonPool
     from tritonasync.routing.member import EndpointHealth
     from tritonasync.routing.statistics import RoutingStatistics
     from tritonasync.stages import PoolStatistics
     from tritonasync.transport.admin import Admin
+    from tritonasync.transport.choice import TransportChoice
     from tritonasync.transport.statistics import EndpointStatistics
 
 __all__ = [
@@ -96,8 +111,11 @@ __all__ = [
     "BlockingClassifier",
     "BlockingDetector",
     "BlockingEncoder",
+    "BlockingGenerator",
     "BlockingModel",
     "BlockingPool",
+    "BlockingSequence",
+    "BlockingStream",
     "Candidates",
     "ClassScore",
     "Classification",
@@ -116,6 +134,7 @@ __all__ = [
     "EndpointHealth",
     "EndpointSpec",
     "EndpointStatistics",
+    "Generator",
     "HealthPolicy",
     "IndexEntry",
     "InvalidInputError",
@@ -141,9 +160,14 @@ __all__ = [
     "RegionExistsError",
     "RegionInvalidError",
     "RegionNotFoundError",
+    "ResponseOverflowError",
+    "ResponseStream",
     "RetryPolicy",
     "RoutingStatistics",
     "RuntimeSetupError",
+    "SequenceHandle",
+    "SequenceLostError",
+    "SequenceNotFoundError",
     "ServerError",
     "ServerMetadata",
     "ServerNotReadyError",
@@ -152,9 +176,11 @@ __all__ = [
     "ServingError",
     "SharedMemoryError",
     "SlotTooSmallError",
+    "StreamPolicy",
     "TensorSpec",
     "TlsConfig",
     "TlsError",
+    "TransportChoice",
     "TransportError",
     "TritonError",
     "TritonPool",
@@ -170,8 +196,11 @@ _NAMES = {
         "BlockingClassifier",
         "BlockingDetector",
         "BlockingEncoder",
+        "BlockingGenerator",
         "BlockingModel",
         "BlockingPool",
+        "BlockingSequence",
+        "BlockingStream",
     ),
     "tritonasync.core.errors": (
         "AccessDeniedError",
@@ -197,7 +226,10 @@ _NAMES = {
         "RegionExistsError",
         "RegionInvalidError",
         "RegionNotFoundError",
+        "ResponseOverflowError",
         "RuntimeSetupError",
+        "SequenceLostError",
+        "SequenceNotFoundError",
         "ServerError",
         "ServerNotReadyError",
         "ServerStartError",
@@ -212,7 +244,12 @@ _NAMES = {
         "UsageError",
         "WrongContextError",
     ),
-    "tritonasync.core.policies": ("BatchPolicy", "Padding", "TlsConfig"),
+    "tritonasync.core.policies": (
+        "BatchPolicy",
+        "Padding",
+        "StreamPolicy",
+        "TlsConfig",
+    ),
     "tritonasync.core.reports": (
         "BatchStatistics",
         "Duration",
@@ -232,13 +269,17 @@ _NAMES = {
     "tritonasync.handles.detections": ("Detection", "Detections"),
     "tritonasync.handles.detector": ("Detector",),
     "tritonasync.handles.encoder": ("Encoder",),
+    "tritonasync.handles.generator": ("Generator",),
     "tritonasync.handles.model": ("ModelHandle",),
     "tritonasync.handles.outputs": ("Outputs",),
+    "tritonasync.handles.stream": ("ResponseStream",),
     "tritonasync.pool": ("TritonPool",),
     "tritonasync.routing.member": ("EndpointHealth",),
     "tritonasync.routing.statistics": ("RoutingStatistics",),
     "tritonasync.stages": ("PoolStatistics",),
     "tritonasync.transport.admin": ("Admin",),
+    "tritonasync.handles.sequence": ("SequenceHandle",),
+    "tritonasync.transport.choice": ("TransportChoice",),
     "tritonasync.transport.statistics": ("EndpointStatistics",),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}

@@ -1,42 +1,54 @@
 """The pool for programs without an event loop: scripts, notebooks, threads.
 
 Owns: classes whose methods are the asynchronous ones without ``await``. Refuses to know: what a
-call does, the thread that it runs in (``loop_thread`` does), how a pool is made (``pool`` imports
-this file, and is met here as a protocol).
+call does, how it is waited for (``facade`` does), how a pool is made (``pool`` imports this file,
+and is met here as a protocol).
 
 Invariant: what touches the pool runs in its loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from functools import wraps
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from tritonasync.core.errors import PoolClosedError
-from tritonasync.core.policies import Padding
 from tritonasync.core.resilience import EndpointSpec
+from tritonasync.core.values import ParameterValue
+from tritonasync.facade import BlockingStream, Facade, making, streaming, waiting
+from tritonasync.factory import HandleFactory
 from tritonasync.handles.base import Handle
-from tritonasync.handles.classifier import Activation, Classifier
-from tritonasync.handles.detector import DecoderChoice, Detector
+from tritonasync.handles.classifier import Classifier
+from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.frames import Layout
+from tritonasync.handles.generator import Generator
 from tritonasync.handles.model import ModelHandle
-from tritonasync.handles.slot import Casting
+from tritonasync.handles.outputs import Outputs
+from tritonasync.handles.sequence import SequenceHandle
+from tritonasync.handles.steps import Inputs
 from tritonasync.loop_thread import LoopThread
 from tritonasync.stages import PoolStatistics
 from tritonasync.transport.admin import Admin
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_S = TypeVar("_S")
-_A_co = TypeVar("_A_co", covariant=True)
+__all__ = [
+    "AsyncPool",
+    "BlockingAdmin",
+    "BlockingClassifier",
+    "BlockingDetector",
+    "BlockingEncoder",
+    "BlockingGenerator",
+    "BlockingModel",
+    "BlockingPool",
+    "BlockingSequence",
+    "BlockingStream",
+]
+
 _H_co = TypeVar("_H_co", bound=Handle, covariant=True)
 
 
 class AsyncPool(Protocol):
-    """A ``TritonPool``, as far as it is needed here. The options are described there."""
+    """A ``TritonPool``, as far as it is needed here, but for the handles that it makes."""
 
     async def open(self) -> object:
         """Open the pool in the running event loop."""
@@ -59,111 +71,8 @@ class AsyncPool(Protocol):
         """Return a snapshot of what the pool is doing and has done."""
         ...
 
-    def model(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        casting: Casting = "safe",
-        padding: Padding | None = None,
-        idempotent: bool = True,
-    ) -> ModelHandle:
-        """Return a handle that takes and gives tensors by name, as ``TritonPool.model``."""
-        ...
 
-    def classifier(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        output_name: str | None = None,
-        labels: Sequence[str] | None = None,
-        activation: Activation = "softmax",
-        casting: Casting = "safe",
-    ) -> Classifier:
-        """Return a handle that gives a score for each class. The options are `Classifier`'s."""
-        ...
-
-    def detector(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        outputs: Sequence[str] | None = None,
-        labels: Sequence[str] | None = None,
-        decoder: DecoderChoice = "auto",
-        layout: Layout | None = None,
-        image_size: tuple[int, int] | None = None,
-        score_threshold: float = 0.25,
-        iou_threshold: float | None = 0.45,
-        max_detections: int = 300,
-        class_agnostic: bool = False,
-    ) -> Detector:
-        """Return a handle that finds objects in images. The options are `Detector`'s."""
-        ...
-
-    def encoder(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        output_name: str | None = None,
-        normalize: bool = False,
-        casting: Casting = "safe",
-    ) -> Encoder:
-        """Return a handle that gives a vector for each row. The options are `Encoder`'s."""
-        ...
-
-
-class _Blocking(Generic[_A_co]):
-    """An object of a pool, called from other threads than its own."""
-
-    def __init__(self, thread: LoopThread, inner: _A_co) -> None:
-        self._thread = thread
-        self._inner = inner
-
-    def _in_loop(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what a plain function returns, run in the loop."""
-
-        async def run() -> _R:
-            return function(*args, **kwargs)
-
-        return self._thread.call(run)
-
-
-def _blocking(
-    method: Callable[Concatenate[_S, _P], Coroutine[object, object, _R]],
-) -> Callable[Concatenate[_Blocking[_S], _P], _R]:
-    """Return a method that waits for what ``method`` gives."""
-
-    @wraps(method)
-    def call(self: _Blocking[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
-        bound: Callable[_P, Coroutine[object, object, _R]] = getattr(inner, call.__name__)
-        return thread.call(bound, *args, **kwargs)
-
-    return call
-
-
-def _making(
-    method: Callable[Concatenate[AsyncPool, _P], _S],
-    face: Callable[[LoopThread, _S], _R],
-) -> Callable[Concatenate[BlockingPool, _P], _R]:
-    """Return a method that makes a handle with the options of ``method``."""
-
-    @wraps(method)
-    def make(self: BlockingPool, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
-        bound: Callable[_P, _S] = getattr(inner, make.__name__)
-        return face(thread, bound(*args, **kwargs))
-
-    return make
-
-
-class _BlockingHandle(_Blocking[_H_co]):
+class _BlockingHandle(Facade[_H_co]):
     @property
     def name(self) -> str:
         """The model's name."""
@@ -174,41 +83,120 @@ class _BlockingHandle(_Blocking[_H_co]):
         """The version asked for; ``""`` for the server's choice."""
         return self._inner.version
 
-    spec = _blocking(Handle.spec)
+    spec = waiting(Handle.spec)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._inner!r}>"
 
 
+class BlockingSequence(_BlockingHandle[SequenceHandle]):
+    """A :class:`SequenceHandle` that waits: the same methods without ``await``, in plain ``with``.
+
+    ::
+
+        with model.sequence() as sequence:
+            out = sequence({"VALUE": [[3]]})
+    """
+
+    @property
+    def id(self) -> int | str:
+        """The sequence's id. Raises as :attr:`SequenceHandle.id`."""
+        return self._inner.id
+
+    __call__ = waiting(SequenceHandle.__call__)
+    one = waiting(SequenceHandle.one)
+    stream = streaming(SequenceHandle.stream)
+
+    def map(
+        self,
+        source: Iterable[Inputs],
+        *,
+        end: bool = False,
+        item: bool = False,
+        timeout_s: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, ParameterValue] | None = None,
+        priority: int = 0,
+        queue_timeout_us: int = 0,
+    ) -> Iterator[Outputs]:
+        """Run a step for each mapping of a source, and yield what each gave, in order.
+
+        The source is read in the caller's thread. Otherwise as :meth:`SequenceHandle.map`.
+        """
+        step = self.one if item else self
+        for inputs, last in _flagged(source, end=end):
+            yield step(
+                inputs,
+                end=last,
+                timeout_s=timeout_s,
+                outputs=outputs,
+                parameters=parameters,
+                priority=priority,
+                queue_timeout_us=queue_timeout_us,
+            )
+
+    def __enter__(self) -> Self:
+        self._thread.call(self._inner.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.call(self._inner.__aexit__, kind, error, traceback)
+
+
+def _flagged(source: Iterable[Inputs], *, end: bool) -> Iterator[tuple[Inputs, bool]]:
+    """Yield each item of a source and whether a sequence ends with it: the last one, if asked."""
+    items = iter(source)
+    for held in items:
+        if end:
+            for item in items:
+                yield held, False
+                held = item  # noqa: PLW2901 - one item is held back
+        yield held, end
+
+
 class BlockingModel(_BlockingHandle[ModelHandle]):
     """A :class:`ModelHandle` that waits: the same methods without ``await``."""
 
-    __call__ = _blocking(ModelHandle.__call__)
-    one = _blocking(ModelHandle.one)
+    __call__ = waiting(ModelHandle.__call__)
+    one = waiting(ModelHandle.one)
+    stream = streaming(ModelHandle.stream)
+    sequence = making(ModelHandle.sequence, BlockingSequence)
 
 
 class BlockingClassifier(_BlockingHandle[Classifier]):
     """A :class:`Classifier` that waits: the same methods without ``await``."""
 
-    __call__ = _blocking(Classifier.__call__)
-    one = _blocking(Classifier.one)
+    __call__ = waiting(Classifier.__call__)
+    one = waiting(Classifier.one)
 
 
 class BlockingDetector(_BlockingHandle[Detector]):
     """A :class:`Detector` that waits: the same methods without ``await``."""
 
-    __call__ = _blocking(Detector.__call__)
-    one = _blocking(Detector.one)
+    __call__ = waiting(Detector.__call__)
+    one = waiting(Detector.one)
 
 
 class BlockingEncoder(_BlockingHandle[Encoder]):
     """An :class:`Encoder` that waits: the same methods without ``await``."""
 
-    __call__ = _blocking(Encoder.__call__)
-    one = _blocking(Encoder.one)
+    __call__ = waiting(Encoder.__call__)
+    one = waiting(Encoder.one)
 
 
-class BlockingAdmin(_Blocking[Admin]):
+class BlockingGenerator(_BlockingHandle[Generator]):
+    """A :class:`Generator` that waits: the same methods without ``await``, in plain loops."""
+
+    __call__ = streaming(Generator.__call__)
+    text = waiting(Generator.text)
+
+
+class BlockingAdmin(Facade[Admin]):
     """An :class:`Admin` that waits: the same methods without ``await``."""
 
     @property
@@ -220,19 +208,19 @@ class BlockingAdmin(_Blocking[Admin]):
         """Return the same calls for one endpoint of the pool. Raises as :meth:`Admin.at`."""
         return BlockingAdmin(self._thread, self._in_loop(self._inner.at, url))
 
-    live = _blocking(Admin.live)
-    ready = _blocking(Admin.ready)
-    wait_until_ready = _blocking(Admin.wait_until_ready)
-    server_metadata = _blocking(Admin.server_metadata)
-    metadata = _blocking(Admin.metadata)
-    config = _blocking(Admin.config)
-    index = _blocking(Admin.index)
-    statistics = _blocking(Admin.statistics)
-    load = _blocking(Admin.load)
-    unload = _blocking(Admin.unload)
+    live = waiting(Admin.live)
+    ready = waiting(Admin.ready)
+    wait_until_ready = waiting(Admin.wait_until_ready)
+    server_metadata = waiting(Admin.server_metadata)
+    metadata = waiting(Admin.metadata)
+    config = waiting(Admin.config)
+    index = waiting(Admin.index)
+    statistics = waiting(Admin.statistics)
+    load = waiting(Admin.load)
+    unload = waiting(Admin.unload)
 
 
-class BlockingPool(_Blocking[AsyncPool]):
+class BlockingPool(Facade[AsyncPool]):
     """A pool for programs without an event loop; made by ``TritonPool.blocking(...)``.
 
     ::
@@ -292,12 +280,13 @@ class BlockingPool(_Blocking[AsyncPool]):
             thread.leave()
             thread.warn_unclosed(self)
 
-    model = _making(AsyncPool.model, BlockingModel)
-    classifier = _making(AsyncPool.classifier, BlockingClassifier)
-    detector = _making(AsyncPool.detector, BlockingDetector)
-    encoder = _making(AsyncPool.encoder, BlockingEncoder)
-    add_endpoint = _blocking(AsyncPool.add_endpoint)
-    remove_endpoint = _blocking(AsyncPool.remove_endpoint)
+    model = making(HandleFactory.model, BlockingModel)
+    classifier = making(HandleFactory.classifier, BlockingClassifier)
+    detector = making(HandleFactory.detector, BlockingDetector)
+    encoder = making(HandleFactory.encoder, BlockingEncoder)
+    generator = making(HandleFactory.generator, BlockingGenerator)
+    add_endpoint = waiting(AsyncPool.add_endpoint)
+    remove_endpoint = waiting(AsyncPool.remove_endpoint)
 
     @property
     def admin(self) -> BlockingAdmin:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from tritonasync.core.checks import is_count
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.policies import BatchPolicy, TlsConfig
+from tritonasync.core.policies import BatchPolicy, StreamPolicy, TlsConfig
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
+from tritonasync.transport.backend import Transport
 from tritonasync.transport.channel import HeaderSupply
 from tritonasync.transport.target import parse_target
 
@@ -32,6 +34,8 @@ class Options:
     channels: int
     tls: TlsConfig | None
     headers: HeaderSupply
+    transport: Transport
+    streams: StreamPolicy
 
     def __post_init__(self) -> None:
         """Refuse what type checkers would; not everybody runs one."""
@@ -50,6 +54,12 @@ class Options:
                 f"retry must be a RetryPolicy, not {self.retry!r}; RetryPolicy(attempts=1) retries "
                 "nothing"
             )
+        if self.transport not in get_args(Transport):
+            raise ConfigurationError(
+                f"transport is one of {', '.join(get_args(Transport))}, not {self.transport!r}"
+            )
+        if not isinstance(self.streams, StreamPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"streams must be a StreamPolicy, not {self.streams!r}")
         if not isinstance(self.prefer_loopback, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"prefer_loopback is True or False, not {self.prefer_loopback!r}"

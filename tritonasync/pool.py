@@ -1,7 +1,7 @@
 """The pool: what a user opens.
 
-Owns: opening, closing, the options of a pool, the making of handles. Refuses to know: what is
-behind the gate (``stages`` does).
+Owns: opening, closing, the options of a pool. Refuses to know: what is behind the gate (``stages``
+does), what handles there are (``factory`` does).
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from typing import Final, ParamSpec, Self
 
 import anyio
 
-from tritonasync.batching.padding import Padder
 from tritonasync.blocking import BlockingPool
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.policies import BatchPolicy, HeaderSource, Padding, TlsConfig
+from tritonasync.core.policies import BatchPolicy, HeaderSource, StreamPolicy, TlsConfig
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
-from tritonasync.handles.classifier import Activation, Classifier
-from tritonasync.handles.detector import DecoderChoice, Detector
-from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.frames import Layout
-from tritonasync.handles.model import ModelHandle
-from tritonasync.handles.slot import Casting
+from tritonasync.factory import HandleFactory
 from tritonasync.options import Options, endpoints_of
 from tritonasync.stages import PoolStatistics, Stages
 from tritonasync.transport.admin import Admin
+from tritonasync.transport.backend import Transport
 from tritonasync.transport.channel import HeaderSupply
 from tritonasync.transport.control import Control
 from tritonasync.transport.gate import Gate, GateState
@@ -38,10 +33,11 @@ _P = ParamSpec("_P")
 _BATCHING: Final = BatchPolicy()
 _RETRY: Final = RetryPolicy()
 _HEALTH: Final = HealthPolicy()
+_STREAMS: Final = StreamPolicy()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-class TritonPool:
+class TritonPool(HandleFactory):
     """Calls the models of a Triton server.
 
     A pool belongs to the event loop it was opened in::
@@ -62,6 +58,11 @@ class TritonPool:
         prefer_loopback: Whether endpoints on this machine (the loopback interface, a Unix socket)
             come first, as long as one of them is well.
         timeout_s: Seconds that a call may take unless it says otherwise; ``math.inf`` for no limit.
+        transport: How calls with one answer are sent: ``"unary"``, each as a call of its own,
+            ``"stream"``, over streams that they share, or ``"auto"``, whichever turns out to be
+            faster by model and size (see the page on streams). Responses of decoupled models always
+            come over streams.
+        streams: How streams are shared, and how much is kept for slow readers of responses.
         channels: Connections to the server. One carries most loads; several help where large
             messages hold up small ones.
         tls: How to talk TLS; ``None`` for plain text.
@@ -83,14 +84,17 @@ class TritonPool:
         health: HealthPolicy = _HEALTH,
         prefer_loopback: bool = False,
         timeout_s: float = 30.0,
+        transport: Transport = "auto",
+        streams: StreamPolicy = _STREAMS,
         channels: int = 1,
         tls: TlsConfig | None = None,
         headers: HeaderSource = _NO_HEADERS,
         protocol_keys: Mapping[str, str] = _NO_HEADERS,
         close_timeout_s: float = 30.0,
     ) -> None:
-        self._gate = Gate()
+        gate = Gate()
         Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
+        super().__init__(gate, timeout_s)
         Deadline.after(close_timeout_s, name="close_timeout_s")
         self._options = Options(
             endpoints=endpoints_of(url),
@@ -98,11 +102,12 @@ class TritonPool:
             retry=retry,
             health=health,
             prefer_loopback=prefer_loopback,
+            transport=transport,
+            streams=streams,
             channels=channels,
             tls=tls,
             headers=HeaderSupply(headers, protocol_keys),
         )
-        self._timeout_s = timeout_s
         self._close_timeout_s = close_timeout_s
         self._stages: Stages | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -205,132 +210,6 @@ class TritonPool:
                 source=self,
                 stacklevel=2,
             )
-
-    def model(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        casting: Casting = "safe",
-        padding: Padding | None = None,
-        idempotent: bool = True,
-    ) -> ModelHandle:
-        """Return a handle that takes and gives tensors by name. No I/O; make it where needed.
-
-        Args:
-            name: The model's name.
-            version: A version of it; empty for the server's choice (its latest).
-            casting: Which arrays are converted to the model's dtype unasked, in numpy's words.
-            padding: How rows of different lengths share a batch, for a model with a free axis.
-            idempotent: Whether it does no harm if the model runs twice. If not, a call is sent
-                again only where it certainly did not run. (Classifiers, detectors and encoders are
-                taken to be idempotent.)
-
-        Raises:
-            ConfigurationError: An option makes no sense.
-        """
-        return ModelHandle(
-            name,
-            version,
-            self._gate if padding is None else Padder(self._gate),
-            self._gate,
-            timeout_s=self._timeout_s,
-            casting=casting,
-            padding=padding,
-            idempotent=idempotent,
-            lane=self._gate.lane,
-        )
-
-    def classifier(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        output_name: str | None = None,
-        labels: Sequence[str] | None = None,
-        activation: Activation = "softmax",
-        casting: Casting = "safe",
-    ) -> Classifier:
-        """Return a handle that gives a score for each class. The options are `Classifier`'s.
-
-        Raises:
-            ConfigurationError: An option makes no sense.
-        """
-        return Classifier(
-            name,
-            version,
-            self._gate,
-            self._gate,
-            timeout_s=self._timeout_s,
-            input_name=input_name,
-            output_name=output_name,
-            labels=labels,
-            activation=activation,
-            casting=casting,
-        )
-
-    def detector(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        outputs: Sequence[str] | None = None,
-        labels: Sequence[str] | None = None,
-        decoder: DecoderChoice = "auto",
-        layout: Layout | None = None,
-        image_size: tuple[int, int] | None = None,
-        score_threshold: float = 0.25,
-        iou_threshold: float | None = 0.45,
-        max_detections: int = 300,
-        class_agnostic: bool = False,
-    ) -> Detector:
-        """Return a handle that finds objects in images. The options are `Detector`'s.
-
-        Raises:
-            ConfigurationError: An option makes no sense.
-        """
-        return Detector(
-            name,
-            version,
-            self._gate,
-            self._gate,
-            timeout_s=self._timeout_s,
-            input_name=input_name,
-            outputs=outputs,
-            labels=labels,
-            decoder=decoder,
-            layout=layout,
-            image_size=image_size,
-            score_threshold=score_threshold,
-            iou_threshold=iou_threshold,
-            max_detections=max_detections,
-            class_agnostic=class_agnostic,
-        )
-
-    def encoder(
-        self,
-        name: str,
-        version: str = "",
-        *,
-        input_name: str | None = None,
-        output_name: str | None = None,
-        normalize: bool = False,
-        casting: Casting = "safe",
-    ) -> Encoder:
-        """Return a handle that gives a vector for each row. The options are `Encoder`'s."""
-        return Encoder(
-            name,
-            version,
-            self._gate,
-            self._gate,
-            timeout_s=self._timeout_s,
-            input_name=input_name,
-            output_name=output_name,
-            normalize=normalize,
-            casting=casting,
-        )
 
     async def add_endpoint(self, url: str | EndpointSpec) -> None:
         """Take another server in; it gets its share of the calls from now on.

@@ -76,14 +76,14 @@ class Stages:
     def _lead(self, policy: BatchPolicy | None) -> None:
         router, catalog = self._router, self.catalog
         if policy is None:
-            self._gate.lead_to(Splitter(router, catalog), catalog)
+            self._gate.lead_to(Splitter(router, catalog), catalog, streamer=router)
             return
         self._batcher = batcher = Batcher(
             router, catalog, policy, self._answers_by, lambda: router.fleet.width
         )
         limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
         splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
-        self._gate.lead_to(splitter, catalog, batcher.lane)
+        self._gate.lead_to(splitter, catalog, batcher.lane, streamer=router)
 
     # --- endpoints ------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Stages:
             options.headers,
             cancel_on_server=options.retry.cancel_on_server,
         )
-        backend = EndpointBackend(endpoint)
+        backend = EndpointBackend(endpoint, transport=options.transport, streams=options.streams)
         # The server may be another one by now, with other models.
         backend.watch_reconnections(self.catalog.refresh)
         self._backends[target] = backend
@@ -122,7 +122,7 @@ class Stages:
 
     async def _remove(self, member: Member, backend: EndpointBackend, deadline: Deadline) -> None:
         await self._router.drain(member, deadline)
-        backend.endpoint.removed = True
+        backend.endpoint.link.removed = True
         await backend.aclose(deadline)
 
     def _removed(self, removal: asyncio.Task[None]) -> None:
@@ -147,7 +147,7 @@ class Stages:
 
     def _answers_by(self) -> Stage:
         """Return what calls that are out are waiting for, to be named when time is up."""
-        stages = {backend.endpoint.answers_by() for backend in self._backends.values()}
+        stages = {backend.endpoint.link.waits_for() for backend in self._backends.values()}
         order: tuple[Stage, ...] = ("server", "headers", "connect")
         return next(stage for stage in order if stage in stages)
 

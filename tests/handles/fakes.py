@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -68,12 +70,65 @@ class FakeCatalog:
         self._known = None
 
 
-class FakeInvoker:
-    """Answers by a function and keeps what it was asked."""
+END = object()
 
-    def __init__(self, model: Model) -> None:
+
+class FakeResponses:
+    """What a test tells it: replies (or their arrays), errors, ``END``; it waits for more of them.
+
+    Cancelled at the first it is left, as the port says; woken when it is left.
+    """
+
+    def __init__(self, call: Call, script: Iterable[object]) -> None:
+        self.call = call
+        self.left = 0
+        self.asked = 0
+        self._script = deque(script)
+        self._news = asyncio.Event()
+
+    def tell(self, *items: object) -> None:
+        self._script.extend(items)
+        self._news.set()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self) -> Reply:
+        self.asked += 1
+        first = self.asked == 1
+        try:
+            while not (self._script or self.left):
+                self._news.clear()
+                await self._news.wait()
+        except asyncio.CancelledError:
+            self.left += first
+            raise
+        if self.left or self._script[0] is END:
+            raise StopAsyncIteration
+        if isinstance(self._script[0], Exception):
+            raise self._script.popleft()  # by no name, or it would refer to itself by this frame
+        item = self._script.popleft()
+        if isinstance(item, Reply):
+            return item
+        return Reply(self.call.model, "1", dict(item), self.call.request_id)
+
+    def leave(self) -> None:
+        self.left += 1
+        self._news.set()
+
+
+class FakeInvoker:
+    """Answers by a function, streams by a script, and keeps what it was asked."""
+
+    def __init__(self, model: Model = dict, script: Iterable[object] = ()) -> None:
         self.model = model
+        self.script = tuple(script)
         self.calls: list[Call] = []
+        self.streams: list[FakeResponses] = []
+
+    def stream(self, call: Call) -> FakeResponses:
+        self.streams.append(FakeResponses(call, self.script))
+        return self.streams[-1]
 
     async def infer(self, call: Call) -> Reply:
         self.calls.append(call)

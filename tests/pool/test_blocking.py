@@ -19,15 +19,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tritonasync import Admin, Classifier, Detector, Encoder, ModelHandle, TritonPool
+from tritonasync import (
+    Admin,
+    Classifier,
+    Detector,
+    Encoder,
+    Generator,
+    ModelHandle,
+    ResponseStream,
+    TritonPool,
+)
 from tritonasync.blocking import (
-    AsyncPool,
     BlockingAdmin,
     BlockingClassifier,
     BlockingDetector,
     BlockingEncoder,
+    BlockingGenerator,
     BlockingModel,
     BlockingPool,
+    BlockingSequence,
+    BlockingStream,
 )
 from tritonasync.core.errors import (
     ConfigurationError,
@@ -37,6 +48,7 @@ from tritonasync.core.errors import (
     PoolClosedError,
     WrongContextError,
 )
+from tritonasync.handles.sequence import SequenceHandle
 
 ROW = np.ones((1, 16), np.float32)
 THREAD = "tritonasync"
@@ -174,6 +186,9 @@ FACES = [
     (BlockingClassifier, Classifier),
     (BlockingDetector, Detector),
     (BlockingEncoder, Encoder),
+    (BlockingGenerator, Generator),
+    (BlockingStream, ResponseStream),
+    (BlockingSequence, SequenceHandle),
     (BlockingAdmin, Admin),
     (BlockingPool, TritonPool),
 ]
@@ -192,18 +207,13 @@ def test_no_method_is_missing_and_each_has_the_signature_and_docstring(face, beh
         elif name not in RENAMED:
             ours, theirs = getattr(face, name), getattr(behind, name)
             assert not inspect.iscoroutinefunction(ours)
-            if face is not BlockingAdmin or name != "at":
+            if (face, name) not in {(BlockingAdmin, "at"), (BlockingSequence, "map")}:
                 assert inspect.signature(ours) == inspect.signature(theirs), name
-            assert ours.__doc__ == theirs.__doc__ or face in (BlockingPool, BlockingAdmin)
-            assert ours.__doc__[:20] == theirs.__doc__[:20]  # the pool's are shorter here
+            shorter = face in (BlockingPool, BlockingAdmin) or name == "map"
+            assert ours.__doc__ == theirs.__doc__ or shorter
+            assert ours.__doc__[:20] == theirs.__doc__[:20]
         elif RENAMED[name]:
             assert hasattr(face, RENAMED[name])
-
-
-def test_the_options_of_handles_are_the_asynchronous_pools():
-    for name in ("model", "classifier", "detector", "encoder", "add_endpoint", "remove_endpoint"):
-        ours, theirs = getattr(AsyncPool, name), getattr(TritonPool, name)
-        assert inspect.signature(ours) == inspect.signature(theirs)
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": -1}, {"channels": 0}, {"timeout_s": math.nan}])
@@ -643,8 +653,10 @@ from typing import assert_type
 
 import numpy as np
 
-from tritonasync import Classification, Classifications, ModelSpec, Outputs, TritonPool
-from tritonasync.blocking import BlockingClassifier, BlockingPool
+from tritonasync import (
+    BlockingStream, Classification, Classifications, ModelSpec, Outputs, TritonPool
+)
+from tritonasync.blocking import BlockingClassifier, BlockingPool, BlockingSequence
 from tritonasync.core.reports import IndexEntry
 
 row = np.ones((1, 16), np.float32)
@@ -658,6 +670,14 @@ with TritonPool.blocking("a:1", channels=2) as pool:
     assert_type(pool.model("ident")(INPUT0=row), Outputs)
     assert_type(pool.admin.at("a:1").index(ready_only=True), list[IndexEntry])
     assert_type(pool.remove_endpoint("a:1", timeout_s=1), None)
+    assert_type(pool.model("repeat").stream(COUNT=[3]), BlockingStream[Outputs])
+    assert_type(next(pool.generator("tokens")("x")), str)
+    assert_type(pool.generator("tokens").text("x", timeout_s=1), str)
+    with pool.model("repeat").stream(COUNT=[3]) as responses:
+        assert_type([out for out in responses], list[Outputs])
+    with pool.model("sum").sequence("one") as sequence:
+        assert_type(sequence, BlockingSequence)
+        assert_type(sequence.one(X=[1]), Outputs)
 
     TritonPool.blocking("a:1", channels="2")  # type: ignore[arg-type]
     TritonPool.blocking(1)  # type: ignore[arg-type]
@@ -668,6 +688,10 @@ with TritonPool.blocking("a:1", channels=2) as pool:
     classifier.one(row, timeout_s="1")  # type: ignore[arg-type]
     pool.model("ident").one(row, parameters=3)  # type: ignore[arg-type]
     pool.admin.index(True)  # type: ignore[call-arg]
+    pool.generator("tokens")(3)  # type: ignore[arg-type]
+    pool.generator("tokens", cumulative="no")  # type: ignore[arg-type]
+    pool.model("repeat").stream(COUNT=[3], idle_timeout_s="1")  # type: ignore[arg-type]
+    pool.model("sum").sequence(1.5)  # type: ignore[arg-type]
     classifier(row).nothing  # type: ignore[attr-defined]
 """
 

@@ -90,7 +90,7 @@ class Deadline:
 
 
 _STAGE_HINTS: Final[dict[Stage, str]] = {
-    "queue": "waiting for a batch; nothing was sent",
+    "queue": "waiting for a batch, or for its turn; nothing was sent",
     "headers": "waiting for the function that gives headers",
     "connect": "no connection to the server yet",
     "metadata": "asking the server for the model's signature",

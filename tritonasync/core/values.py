@@ -80,7 +80,8 @@ class ModelSpec:
         outputs: The outputs, in the order of the model's configuration.
         decoupled: Whether a request may have zero or many responses.
         stateful: Whether the model takes sequences (a sequence batcher is configured).
-        string_ids: Whether its sequences are to have strings for ids.
+        sequence_ids: What its sequences are to have for ids: ``"integer"`` or ``"string"`` where
+            the model is told the id, as that; ``"any"`` where it is not.
         sequence_idle_s: Seconds after which the server forgets a sequence that nothing came for.
     """
 
@@ -93,7 +94,7 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     decoupled: bool = False
     stateful: bool = False
-    string_ids: bool = False
+    sequence_ids: Literal["any", "integer", "string"] = "any"
     sequence_idle_s: float = math.inf
 
     @property
@@ -176,6 +177,13 @@ class Call:
     sequence: SequenceStep | None = None
     idle_s: float = math.inf
     decoupled: bool = False
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether it is a step of a sequence, by its own word or by its parameters."""
+        return self.sequence is not None or any(
+            name == "sequence_id" for name, _ in self.parameters
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,14 @@ from tritonasync.core.errors import (
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ModelCatalog
-from tritonasync.core.values import Call, InputTensor, ModelSpec, Parameters, Reply
+from tritonasync.core.values import (
+    Call,
+    InputTensor,
+    ModelSpec,
+    Parameters,
+    Reply,
+    SequenceStep,
+)
 from tritonasync.handles.signature import Signature, signature_of
 from tritonasync.handles.slot import Casting
 
@@ -90,11 +97,15 @@ class Request:
         deadline: When the caller's time is up.
         parameters: Request parameters.
         request_id: Echoed by the server.
+        idle_s: The longest wait for each response after the first, in seconds.
+        sequence: Which step of a sequence it is, if it is one.
     """
 
     deadline: Deadline
     parameters: Parameters = ()
     request_id: str = ""
+    idle_s: float = math.inf
+    sequence: SequenceStep | None = None
 
 
 class Handle:
@@ -212,7 +223,22 @@ class Handle:
         padding: Padding | None = None,
     ) -> Reply:
         """Send a call that fits the signature."""
-        call = Call(
+        call = self._call(inputs, rows, outputs, request, padding)
+        try:
+            return await self._invoker.infer(call)
+        except (InvalidRequestError, ModelNotFoundError):
+            self._doubt_signature()
+            raise
+
+    def _call(
+        self,
+        inputs: tuple[InputTensor, ...],
+        rows: int,
+        outputs: tuple[str, ...],
+        request: Request,
+        padding: Padding | None = None,
+    ) -> Call:
+        return Call(
             self._name,
             self._version,
             inputs,
@@ -223,27 +249,28 @@ class Handle:
             request.deadline,
             padding,
             self._idempotent,
+            sequence=request.sequence,
+            idle_s=request.idle_s,
+            decoupled=self._known is not None and self._known[0].decoupled,
         )
-        try:
-            return await self._invoker.infer(call)
-        except (InvalidRequestError, ModelNotFoundError):
-            self._doubt_signature()
-            raise
 
     async def _prepared(
         self,
         prepare: Callable[[Signature], Prepared[_C]],
         work_nbytes: Callable[[Signature], int],
         deadline: Deadline,
+        *,
+        many: bool = False,
     ) -> Prepared[_C]:
+        """Prepare a call for the signature; ``many`` if it may have any number of responses."""
         signature = await self._described(deadline)
         try:
-            return await self._prepare(prepare, work_nbytes, signature, deadline)
+            return await self._prepare(prepare, work_nbytes, signature, deadline, many=many)
         except UsageError:
             fresh = await self._renewed(deadline)
             if fresh is None or fresh.spec == signature.spec:
                 raise
-        return await self._prepare(prepare, work_nbytes, fresh, deadline)
+        return await self._prepare(prepare, work_nbytes, fresh, deadline, many=many)
 
     async def _prepare(
         self,
@@ -251,12 +278,15 @@ class Handle:
         work_nbytes: Callable[[Signature], int],
         signature: Signature,
         deadline: Deadline,
+        *,
+        many: bool,
     ) -> Prepared[_C]:
-        if signature.spec.decoupled:
+        if signature.spec.decoupled and not many:
             raise UsageError(
                 f"model {self._name!r} is decoupled: it may answer a request with no response or "
-                "with many, and a unary call takes exactly one. Configure it without "
-                "model_transaction_policy { decoupled: True } if it always gives one",
+                "with many, and this call takes exactly one. Use pool.model(…).stream(…), or "
+                "configure it without model_transaction_policy { decoupled: True } if it always "
+                "gives one",
                 model=self._name,
             )
         if work_nbytes(signature) < LONG_NBYTES:

@@ -10,21 +10,19 @@ from typing import Final
 
 import numpy.typing as npt
 
-from tritonasync.core.checks import is_count
-from tritonasync.core.errors import (
-    InvalidInputError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    ProtocolError,
-)
+from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError, ProtocolError
 from tritonasync.core.policies import Padding
-from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog
-from tritonasync.core.values import Call, InputTensor, Parameters, ParameterValue, Reply
-from tritonasync.handles.base import Handle, Prepared, Request
+from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
+from tritonasync.core.values import Call, InputTensor, ParameterValue, Reply
+from tritonasync.handles.base import Prepared, Request
+from tritonasync.handles.named import NamedHandle
 from tritonasync.handles.outputs import Outputs
 from tritonasync.handles.ragged import RaggedRows
+from tritonasync.handles.sequence import SequenceHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.steps import CLOSE_TIMEOUT_S
+from tritonasync.handles.stream import Begun, ResponseStream
 
 __all__ = ["ModelHandle", "Outputs"]
 
@@ -39,7 +37,7 @@ def _no_lane(call: Call, timeout_s: float) -> None:
     del call, timeout_s
 
 
-class ModelHandle(Handle):
+class ModelHandle(NamedHandle):
     """Any model, called with arrays by input name.
 
     ``await model({"IMAGE": batch})`` and ``await model(IMAGE=batch)`` are the same call; an input
@@ -63,6 +61,7 @@ class ModelHandle(Handle):
         idempotent: Whether it does no harm if the model runs twice. If not, a call is sent again
             only where it certainly did not run, and never hedged.
         lane: Gives the short way of items like those of a call, if there is one.
+        streamer: The next stage of calls with many responses; ``None`` for a handle without.
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class ModelHandle(Handle):
         padding: Padding | None = None,
         idempotent: bool = True,
         lane: Callable[[Call, float], ItemLane | None] = _no_lane,
+        streamer: StreamInvoker | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -88,6 +88,7 @@ class ModelHandle(Handle):
             idempotent=idempotent,
         )
         self._padding = None if padding is None else RaggedRows(padding)
+        self._streamer = streamer
         self._find_lane = lane
         self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
         self._lane_signature: Signature | None = None
@@ -196,6 +197,101 @@ class ModelHandle(Handle):
             _check_single(reply)
         return Outputs(reply, 0 if rows else None)
 
+    def stream(
+        self,
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+        /,
+        *,
+        timeout_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, ParameterValue] | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        queue_timeout_us: int = 0,
+        **tensors: npt.ArrayLike,
+    ) -> ResponseStream[Outputs]:
+        """Return the responses to one request, as they come: ``async for out in model.stream(…)``.
+
+        For decoupled models, which answer a request with none, one or many; any other model gives
+        one. Nothing is sent before the first response is asked for, and the arrays are not to be
+        changed until it is there. The further arguments are those of the call on a batch, whose
+        rows may not be more than ``max_batch_size``: a stream is not split, nor batched with
+        others.
+
+        Args:
+            inputs: Arrays by input name.
+            timeout_s: Seconds until the first response, from when it is asked for; ``None`` for the
+                pool's, ``math.inf`` for no limit.
+            idle_timeout_s: Seconds until each later response; ``None`` for the same as
+                ``timeout_s``.
+            outputs: Names of the outputs wanted; ``None`` for all.
+            parameters: Request parameters.
+            request_id: Echoed in :attr:`Outputs.request_id`.
+            priority: 1 is the highest.
+            queue_timeout_us: The longest wait in the server's queue.
+            **tensors: More arrays by input name.
+
+        Returns:
+            An async iterator, and async context manager, that raises as
+            :meth:`ResponseStream.__anext__` says.
+
+        Raises:
+            UsageError: An option makes no sense.
+        """
+        arrays = self._named(inputs, tensors)
+        given = self._parameters(parameters, priority, queue_timeout_us)
+        request = self._later(timeout_s, idle_timeout_s, given, request_id)
+
+        async def begin() -> Begun:
+            return await self._begin(
+                lambda signature: self._tensors(signature, arrays, outputs, item=False),
+                lambda signature: signature.conversion_nbytes(arrays),
+                request(),
+            )
+
+        return ResponseStream(self._name, begin, Outputs)
+
+    def sequence(
+        self,
+        id: int | str | None = None,  # noqa: A002 - Triton's word
+        *,
+        closing: Mapping[str, npt.ArrayLike] | None = None,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        idle_timeout_s: float | None = None,
+    ) -> SequenceHandle:
+        """Return a sequence of a stateful model: ``async with model.sequence() as sequence``.
+
+        Args:
+            id: A whole number or a string that no other sequence of the model has meanwhile, be it
+                another client's; ``None`` for one that nobody has.
+            closing: The inputs of the request that closes the sequence, as for a step, where the
+                model needs inputs and no step was told ``end=True``.
+            close_timeout_s: Seconds that closing may take.
+            idle_timeout_s: Seconds without a step after which the sequence is closed; ``None``:
+                never from this side.
+
+        Returns:
+            What :class:`SequenceHandle` says; it is used once.
+
+        Raises:
+            InvalidInputError: The id makes no sense.
+            ConfigurationError: A time makes no sense.
+        """
+        return SequenceHandle(
+            self._name,
+            self._version,
+            self._invoker,
+            self._catalog,
+            timeout_s=self._timeout_s,
+            casting=self._casting,
+            streamer=self._streamer,
+            number=id,
+            closing=closing,
+            close_timeout_s=close_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+        )
+
     def _open_lane(
         self, signature: Signature, inputs: tuple[InputTensor, ...], timeout_s: float
     ) -> None:
@@ -234,13 +330,7 @@ class ModelHandle(Handle):
                 return rows, await self._send(inputs, rows, (), request)
 
         def prepare(signature: Signature) -> Prepared[None]:
-            names = signature.outputs(outputs)
-            if self._padding is None:
-                return Prepared(*signature.bind(arrays, item=item), None, names)
-            ragged, given = self._padding, self._padding.with_mask(arrays, signature, item=item)
-            return Prepared(
-                *signature.bind(given, item=item), None, names, ragged.for_model(signature)
-            )
+            return self._tensors(signature, arrays, outputs, item=item)
 
         def work_nbytes(signature: Signature) -> int:
             return signature.conversion_nbytes(arrays)
@@ -248,51 +338,20 @@ class ModelHandle(Handle):
         prepared, reply = await self._infer(prepare, work_nbytes, request)
         return prepared.rows, reply
 
-    def _named(
+    def _tensors(
         self,
-        inputs: Mapping[str, npt.ArrayLike] | None,
-        tensors: Mapping[str, npt.ArrayLike],
-    ) -> Mapping[str, npt.ArrayLike]:
-        if inputs is None:
-            return tensors
-        if not isinstance(inputs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise self._refuse(
-                f"expected a mapping of input names to arrays, got {type(inputs).__name__}: "
-                "await model({'NAME': array}) or model(NAME=array)"
-            )
-        if not tensors:
-            return inputs
-        twice = inputs.keys() & tensors.keys()
-        if twice:
-            names = ", ".join(sorted(map(repr, twice)))
-            raise self._refuse(f"given twice, in the mapping and by keyword: {names}")
-        return {**inputs, **tensors}
-
-    def _parameters(
-        self,
-        parameters: Mapping[str, ParameterValue] | None,
-        priority: int,
-        queue_timeout_us: int,
-    ) -> Parameters:
-        if not (parameters or priority or queue_timeout_us):
-            return ()
-        if not isinstance(parameters, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise self._refuse(f"parameters is a mapping of names to values, not {parameters!r}")
-        given = dict(parameters or {})
-        for option, name, value in (
-            ("priority", "priority", priority),
-            ("queue_timeout_us", "timeout", queue_timeout_us),
-        ):
-            if not is_count(value, least=0):
-                raise self._refuse(f"{option} is a whole number from 0 on, not {value!r}")
-            if value and name in given:
-                raise self._refuse(f"{option}={value} and parameters[{name!r}] are the same thing")
-            if value:
-                given[name] = value
-        return tuple(given.items())
-
-    def _refuse(self, reason: str) -> InvalidInputError:
-        return InvalidInputError(f"model {self._name!r}: {reason}", model=self._name)
+        signature: Signature,
+        arrays: Mapping[str, npt.ArrayLike],
+        outputs: Sequence[str] | None,
+        *,
+        item: bool,
+    ) -> Prepared[None]:
+        """Return a call's tensors, and names of outputs, as the signature has them."""
+        names = signature.outputs(outputs)
+        if self._padding is None:
+            return Prepared(*signature.bind(arrays, item=item), None, names)
+        ragged, given = self._padding, self._padding.with_mask(arrays, signature, item=item)
+        return Prepared(*signature.bind(given, item=item), None, names, ragged.for_model(signature))
 
 
 def _check_single(reply: Reply) -> None:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import SequenceLostError, TritonError
+from tritonasync.core.errors import SequenceLostError, SequenceNotFoundError, TritonError
 from tritonasync.core.resilience import HealthPolicy, RetryPolicy
 from tritonasync.core.values import Call, ModelSpec, Reply, SequenceStep
 from tritonasync.routing.affinity import Pins, SequenceKey, key_of, sequence_of
@@ -277,8 +277,9 @@ class Router:
             member = self._find(call, key, errand.began)
             self._begin(errand.began)
             return await self._attempt(errand, member, take, rows)
-        except TritonError:
-            over = step.start or step.end  # without its first step there is no sequence
+        except TritonError as error:
+            # Without its first step there is no sequence.
+            over = step.start or step.end or isinstance(error, SequenceNotFoundError)
             raise
         finally:
             if over:

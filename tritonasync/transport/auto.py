@@ -68,12 +68,13 @@ class AutoInvoker:
         self._never = _why_never(streams)
         self._harmless_until = -math.inf
         self._ask_at = -math.inf
+        self._doubts = 0
         self._doubt = "the server was not asked yet whether it has decoupled models"
         self._asking: asyncio.Task[None] | None = None
 
     async def infer(self, call: Call) -> Reply:
         """Run one inference; raises as either way does."""
-        if self._never or call.request_id or call.sequence is not None:
+        if self._never or call.request_id or call.in_sequence:
             return await self._unary(call)
         choice = self._choice(call)
         if choice is None:
@@ -108,13 +109,16 @@ class AutoInvoker:
 
     async def _ask(self) -> None:
         """Learn whether the server has decoupled models."""
+        doubts = self._doubts
         try:
-            self._doubt = await self._find_doubt(Deadline.after(_ASKING_S))
+            doubt = await self._find_doubt(Deadline.after(_ASKING_S))
         except TritonError as error:
-            self._doubt = f"the server did not say which models it has: {type(error).__name__}"
-        now = time.monotonic()
-        self._harmless_until = now + _VALID_S if not self._doubt else -math.inf
-        self._ask_at = now + _ASK_AGAIN_S
+            doubt = f"the server did not say which models it has: {type(error).__name__}"
+        if doubts == self._doubts:  # or it is the answer of another server, perhaps
+            now = time.monotonic()
+            self._doubt = doubt
+            self._harmless_until = now + _VALID_S if not doubt else -math.inf
+            self._ask_at = now + _ASK_AGAIN_S
         self._asking = None
 
     async def _find_doubt(self, deadline: Deadline) -> str:
@@ -128,6 +132,8 @@ class AutoInvoker:
 
     def doubt(self) -> None:
         """Take note that the server may have other models by now."""
+        self._doubts += 1
+        self._doubt = "the server is to be asked anew whether it has decoupled models"
         self._harmless_until = self._ask_at = -math.inf
 
     # --- what was decided -----------------------------------------------------------------------

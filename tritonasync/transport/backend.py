@@ -54,15 +54,19 @@ class EndpointBackend:
         self.endpoint = endpoint
         self.control = Control(endpoint)
         self.streams = Streams(endpoint.link, streams)
-        self._streamed = StreamedInvoker(self.streams)
         self._unary = UnaryInvoker(endpoint).infer
+        self._streamed = StreamedInvoker(self.streams, self._unary)
         self._auto = AutoInvoker(self._unary, self._streamed.infer, self.streams, self.control)
         # Themselves: a method of ours would cost each call.
         ways = {"unary": self._unary, "stream": self._stream_plain, "auto": self._auto.infer}
         self.infer = ways[transport]
 
     def _stream_plain(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        return self._streamed.infer(call) if self.streams.plain else self._unary(call)
+        # Answers come in turn on a stream: one that waits for a sequence's slot on the server would
+        # hold up those of the steps that are to free the slot.
+        if self.streams.plain and not call.in_sequence:
+            return self._streamed.infer(call)
+        return self._unary(call)
 
     def stream(self, call: Call) -> Responses:
         """Return the responses to a call: of a model that is not decoupled there is one."""

@@ -106,7 +106,6 @@ class Choice:
     _wins: int = 0
     _due_at: int = FIRST_AFTER
     _other_calls: int = 0
-    _began_at_call: int = 0
 
     def begin(self, now: float, *, may_stream: bool) -> Ticket:
         """Return the way of the next call.
@@ -134,8 +133,8 @@ class Choice:
         if not blocks:
             if self.calls < self._due_at:
                 return None
-            self._other_calls = 0
-            self._began_at_call = self.calls
+            if not self._wins:  # those of a trial that is being confirmed count, too
+                self._other_calls = 0
             blocks.append(_Block(_ORDER[0], now))
         block = blocks[-1]
         if now - block.since > PATIENCE_S:

@@ -31,8 +31,8 @@ from tritonasync.transport.endpoint import Endpoint
 
 # The generated module makes its classes at import and carries no types; seen as a plain module its
 # members are Any, and each answer becomes a typed value within its own function below.
-_pb: Final[ModuleType] = service_pb2
-_config_pb: Final[ModuleType] = model_config_pb2
+_pb: Final = cast("ModuleType", service_pb2)
+_config_pb: Final = cast("ModuleType", model_config_pb2)
 
 _IDLE_US: Final = 1_000_000
 """What ``max_sequence_idle_microseconds`` is where it is left out."""
@@ -184,12 +184,13 @@ def _sequences(config: Any) -> dict[str, Any]:
         return {}
     batching = config.sequence_batching
     controls = [control for tensor in batching.control_input for control in tensor.control]
+    told = [
+        "string" if control.data_type == _config_pb.TYPE_STRING else "integer"
+        for control in controls
+        if control.kind == control.CONTROL_SEQUENCE_CORRID
+    ]
     return {
-        "string_ids": any(
-            control.kind == control.CONTROL_SEQUENCE_CORRID
-            and control.data_type == _config_pb.TYPE_STRING
-            for control in controls
-        ),
+        "sequence_ids": told[0] if told else "any",
         "sequence_idle_s": (batching.max_sequence_idle_microseconds or _IDLE_US) / 1e6,
     }
 

@@ -24,8 +24,10 @@ import grpc
 import grpc.aio
 
 from tritonasync.core.errors import (
+    ModelNotReadyError,
     ProtocolError,
     ServerError,
+    ServerNotReadyError,
     ServerUnreachableError,
     TransportError,
 )
@@ -95,6 +97,7 @@ class Stream:
         self._ended = ended
         self._queue: deque[tuple[Waiting, bytes]] = deque()
         self._heard = False
+        self._draining = False
         self._call: StreamCall = lane.open_stream(metadata)
         lane.in_flight += 1
         loop = asyncio.get_running_loop()
@@ -130,6 +133,7 @@ class Stream:
     def leave(self, request: Waiting) -> None:
         """Take note that nobody waits for a request any more; what comes of it is dropped."""
         self.requests.note(request, Event.LEAVING)
+        request.sink.place = None  # which holds the request, which holds the sink
         self._read_on()
 
     def make_room(self, request: Waiting) -> None:
@@ -141,6 +145,23 @@ class Stream:
         """Take no more requests: half-close the stream when those it has are sent."""
         self.retired = True
         self._send_on()
+
+    def drain(self) -> None:
+        """Take no more requests, and read to the end whoever has room: all is to be closed."""
+        self._draining = True
+        self.retire()
+        self._read_on()
+
+    def on_lane(self) -> bool:
+        """Return whether new requests on its channel would go out on its connection.
+
+        Not so when the channel is to be closed, or the server has said that the connection is
+        (GOAWAY): what is out may be answered there still.
+        """
+        lane = self.lane
+        if lane.retired or self.connection != lane.connection:
+            return False
+        return not lane.ready or lane.connected()
 
     def cancel(self) -> None:
         """Cancel the stream. Only where the server is known to live through it."""
@@ -179,7 +200,8 @@ class Stream:
 
     def _read_on(self) -> None:
         room = self._room
-        if room is not None and not room.done() and not self.requests.held:
+        held = self.requests.held and not self._draining
+        if room is not None and not room.done() and not held:
             room.set_result(None)
 
     async def _read(self) -> None:
@@ -197,7 +219,7 @@ class Stream:
     async def _read_all(self) -> None:
         read, requests = self._call.read, self.requests
         while True:
-            while requests.held:
+            while requests.held and not self._draining:
                 self._room = self._loop.create_future()
                 await self._room
             message = await read()
@@ -227,14 +249,21 @@ class Stream:
                 self.requests.fill(request, full=True)
         elif verdict is Verdict.FINISH:
             request.sink.finish(response)
-        elif verdict is Verdict.FAIL:
-            request.sink.fail(
-                error_from_stream(
-                    response.error, endpoint=self._link.target, model=request.sink.model
-                )
-            )
+        elif response.error:
+            self._fail(request, response.error, told=verdict is Verdict.FAIL)
         if request.state is State.OVER:
+            request.sink.place = None
             self._count(failed=request.failed or bool(response.error), left=left)
+
+    def _fail(self, request: Waiting, details: str, *, told: bool) -> None:
+        """Tell who waits of an error, if somebody does, and heed what it says of the server."""
+        error = error_from_stream(details, endpoint=self._link.target, model=request.sink.model)
+        if isinstance(error, (ModelNotReadyError, ServerNotReadyError)):
+            # A server that goes down unloads its models first, and then waits for the end of all
+            # streams, for 30 s and more.
+            self.retire()
+        if told:
+            request.sink.fail(error)
 
     def _count(self, *, failed: bool, left: bool) -> None:
         tally = self._tally
@@ -269,6 +298,7 @@ class Stream:
         self._tally.failed += len(self.requests)
         self._tally.abandoned += self.requests.left
         for sink, verdict in self.requests.end():
+            sink.place = None
             own = error.copy()
             own.model = sink.model
             if verdict is Verdict.NOT_SENT and error.may_have_executed:

@@ -9,10 +9,11 @@ Refuses to know: which stream a request goes on, and when (``streams`` does).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
+from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.values import Call, Reply
@@ -31,10 +32,14 @@ class StreamedInvoker:
 
     Args:
         streams: The streams to a server. Borrowed.
+        otherwise: Runs what may not go on a stream.
     """
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(
+        self, streams: Streams, otherwise: Callable[[Call], Coroutine[Any, Any, Reply]]
+    ) -> None:
         self._streams = streams
+        self._otherwise = otherwise
         self._loop = asyncio.get_running_loop()
 
     async def infer(self, call: Call) -> Reply:
@@ -53,7 +58,8 @@ class StreamedInvoker:
         name = streams.name(call)
         message = await _message(call, name)
         single = Single(call, streams.link.target, self._loop)
-        await streams.put(call, single, name, message, ordered=True)
+        if not await streams.put(call, single, name, message, ordered=True):
+            return await self._otherwise(call)  # those of a decoupled model came meanwhile
         try:
             response = await single.waiter
         except asyncio.CancelledError:
@@ -61,7 +67,7 @@ class StreamedInvoker:
             raise
         finally:
             del single  # its waiter holds the error, which holds this frame, and so the message
-        return await _reply(call, response, streams.link.target)
+        return await _reply(call, response, streams.link.target, call.deadline)
 
     def stream(self, call: Call) -> StreamedResponses:
         """Return the responses to a call, of which nothing is sent yet."""
@@ -80,6 +86,7 @@ class StreamedResponses:
         self._call = call
         self._streams = streams
         self._feed: Feed | None = None
+        self._unread: StreamResponse | None = None
         self._over = False
 
     def __aiter__(self) -> Self:
@@ -93,7 +100,7 @@ class StreamedResponses:
         first = self._feed is None
         try:
             feed = self._feed or await self._begin()
-            response = await feed.next()
+            response = self._unread or await feed.next()
         except asyncio.CancelledError:
             if first:
                 self.leave()
@@ -104,11 +111,23 @@ class StreamedResponses:
         if response is None:
             self._over = True
             raise StopAsyncIteration
+        return await self._reply(response, first=first)
+
+    async def _reply(self, response: StreamResponse, *, first: bool) -> Reply:
+        # A later one is there, whatever the time: the call's deadline is that of the first.
+        deadline = self._call.deadline if first else NEVER
+        self._unread = response  # to be read again if whoever waits is cancelled
         try:
-            return await _reply(self._call, response, self._streams.link.target)
-        except ProtocolError:
+            reply = await _reply(self._call, response, self._streams.link.target, deadline)
+        except asyncio.CancelledError:
+            if first:
+                self.leave()
+            raise
+        except BaseException:
             self.leave()
             raise
+        self._unread = None
+        return reply
 
     async def _begin(self) -> Feed:
         call, streams = self._call, self._streams
@@ -124,6 +143,7 @@ class StreamedResponses:
     def leave(self) -> None:
         """Let go of what is still to come."""
         self._over = True
+        self._unread = None
         if self._feed is not None:
             self._feed.drop()
 
@@ -166,11 +186,11 @@ async def _message(call: Call, name: str) -> bytes:
     )
 
 
-async def _reply(call: Call, response: StreamResponse, target: str) -> Reply:
+async def _reply(call: Call, response: StreamResponse, target: str, deadline: Deadline) -> Reply:
     read = partial(response.reply, request_id=call.request_id)
     try:
         if response.strings_nbytes < LONG_STRINGS_NBYTES:
             return read()
-        return await in_worker(read, deadline=call.deadline, model=call.model)
+        return await in_worker(read, deadline=deadline, model=call.model)
     except ProtocolError as error:
         raise blame(error, call, target) from error

@@ -118,8 +118,8 @@ class Streams:
 
     async def put(
         self, call: Call, sink: Sink, name: str, message: bytes, *, ordered: bool
-    ) -> None:
-        """Have a request sent.
+    ) -> bool:
+        """Have a request sent; return whether it may be, on a stream.
 
         Args:
             call: What is asked.
@@ -127,7 +127,7 @@ class Streams:
             name: The request's id, which the message has.
             message: The serialised request.
             ordered: Whether it is answered in turn: its model is not decoupled. Only while
-                :attr:`plain`.
+                :attr:`plain`, which may have ended since the caller looked.
 
         Raises:
             DeadlineExceededError: The deadline passed; nothing was sent.
@@ -141,11 +141,15 @@ class Streams:
         self._admit(call)
         if not ordered and (self.plain or self._settled is not None):
             await self._settle(call)
+        if ordered and not self.plain:
+            return False
         self._plain_used |= ordered
         stream = None if alone else self._choose(key, ordered=ordered)
         if stream is None and fixed is None:
             metadata = await link.ask_headers(call.deadline, call.model)
             self._admit(call)
+            if ordered and not self.plain:
+                return False
             stream = None if alone else self._choose(key, ordered=ordered)  # others came, too
             if stream is None:
                 stream = self._open(metadata)
@@ -166,6 +170,7 @@ class Streams:
         if alone:
             stream.retire()
         self._watch.expect(sink.due_at)
+        return True
 
     async def _settle(self, call: Call) -> None:
         """Have those of models that are not decoupled go elsewhere, and wait for their answers."""
@@ -210,7 +215,10 @@ class Streams:
         least = least_of_all = math.inf
         count = crowded = 0
         for stream in self._streams:
-            if stream.retired or stream.lane.retired:
+            if stream.retired:
+                continue
+            if not stream.on_lane():
+                stream.retire()
                 continue
             load, requests = stream.load, stream.requests
             if load < least_of_all:
@@ -269,7 +277,7 @@ class Streams:
         now = time.monotonic()
         for stream in self._streams:
             idle = not stream.load and now - stream.used_at >= self.policy.idle_close_s
-            if not stream.retired and (idle or stream.lane.retired or _is_stuck(stream, now)):
+            if not stream.retired and (idle or not stream.on_lane() or _is_stuck(stream, now)):
                 stream.retire()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._streams else None
 
@@ -301,7 +309,7 @@ class Streams:
     async def drain(self, deadline: Deadline) -> int:
         """Half-close all streams, and wait for their ends; return how many requests are left."""
         for stream in self._streams:
-            stream.retire()
+            stream.drain()
         if self._streams:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(deadline.wait_s()):

@@ -205,7 +205,7 @@ def _encode(call: Call, plan: _Plan, limit: int, stream_id: str | None) -> bytes
 
 
 def _sequence_parameters(step: SequenceStep) -> Parameters:
-    # Flags that are false are left out, as Triton's own client does: a server takes them so.
+    # Flags that are false are left out: to a server that is the same.
     flags = ("sequence_start", step.start), ("sequence_end", step.end)
     return ("sequence_id", step.id), *[flag for flag in flags if flag[1]]
 

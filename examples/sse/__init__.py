@@ -1,0 +1,1 @@
+"""Text from a model to a browser while it is generated, as server-sent events."""
