@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import time
-from dataclasses import replace
 from itertools import accumulate
 
 import anyio
@@ -43,12 +42,6 @@ def two_servers():
         yield one, other
 
 
-def sent_by(transport, url, **options):
-    pool = TritonPool(url, **options)
-    pool._options = replace(pool._options, transport=transport)
-    return pool
-
-
 def total(outputs):
     return outputs["TOTAL"].item()
 
@@ -62,12 +55,13 @@ async def run(sequence, values):
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ["auto", "unary"])
+@pytest.mark.parametrize("transport", ["auto", "unary", "stream"])
 @pytest.mark.parametrize("name", ["accumulate", "accumulate_oldest"])
 @pytest.mark.parametrize("kind", [int, str])
 async def test_more_sequences_than_slots_have_their_own_state(two_servers, name, kind, transport):
     """Those that wait for one of the four slots of ``accumulate`` hold up none that has one."""
-    async with sent_by(transport, two_servers[0].grpc_url, timeout_s=10) as pool:
+    url = two_servers[0].grpc_url
+    async with TritonPool(url, transport=transport, timeout_s=10) as pool:
         model = pool.model(name)
         values = {kind(number): range(number, number + 8) for number in range(1, 41)}
         totals = await asyncio.gather(
@@ -77,13 +71,16 @@ async def test_more_sequences_than_slots_have_their_own_state(two_servers, name,
         assert pool.statistics().routing.sequences == 0
 
 
-async def test_steps_go_over_streams_where_they_are_told_to(two_servers):
-    async with sent_by("stream", two_servers[0].grpc_url) as pool:
+async def test_a_sequence_has_a_stream_of_its_own_until_its_end(two_servers):
+    async with TritonPool(two_servers[0].grpc_url, transport="stream") as pool:
         model = pool.model("accumulate_oldest")
-        runs = [run(model.sequence(closing=ZERO), range(start, 20)) for start in range(20)]
-        assert await asyncio.gather(*runs) == [
-            list(accumulate(range(start, 20))) for start in range(20)
-        ]
+        async with model.sequence(closing=ZERO) as one, model.sequence(closing=ZERO) as other:
+            for step in (1, 2, 3):
+                assert [total(await seq.one(VALUE=[1])) for seq in (one, other)] == [step, step]
+                assert pool.statistics().endpoints[0].streams == 2
+        async with asyncio.timeout(5):
+            while pool.statistics().endpoints[0].streams:
+                await asyncio.sleep(0.01)
 
 
 async def test_without_batching_the_same_holds(server):

@@ -62,11 +62,10 @@ class EndpointBackend:
         self.infer = ways[transport]
 
     def _stream_plain(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        # Answers come in turn on a stream: one that waits for a sequence's slot on the server would
-        # hold up those of the steps that are to free the slot.
-        if self.streams.plain and not call.in_sequence:
-            return self._streamed.infer(call)
-        return self._unary(call)
+        # A sequence by its parameters alone does not say when it ends.
+        if not self.streams.plain or (call.sequence is None and call.in_sequence):
+            return self._unary(call)
+        return self._streamed.infer(call)
 
     def stream(self, call: Call) -> Responses:
         """Return the responses to a call: of a model that is not decoupled there is one."""

@@ -75,6 +75,7 @@ class Stream:
         connection: The number of the lane's connection when the stream was opened.
         requests: What is out on it.
         retired: Whether it takes no more requests.
+        shared: Whether it is for whoever comes.
         used_at: When something was last put on it, or came from it, on the monotonic clock.
         heard_at: When something last came from it, or it was opened.
     """
@@ -93,6 +94,7 @@ class Stream:
         self.connection = lane.connection
         self.requests: Multiplex[Sink] = Multiplex()
         self.retired = False
+        self.shared = True
         self.used_at = self.heard_at = time.monotonic()
         self._ended = ended
         self._queue: deque[tuple[Waiting, bytes]] = deque()

@@ -28,7 +28,7 @@ import asyncio
 import contextlib
 import math
 import time
-from typing import Final
+from typing import Final, TypeAlias
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage
@@ -48,6 +48,12 @@ GROW_AT: Final = 8
 
 MAX_CROWDED: Final = 64
 """Streams set aside for slow readers; with more, they share the others."""
+
+MAX_SEQUENCES: Final = 256
+"""Sequences that have a stream of their own: on a shared one, a step that waits for a slot on the
+server would hold up the answers of those steps that are to free it. Others do without streams."""
+
+_SequenceKey: TypeAlias = tuple[str, str, int | str]
 
 SETTLING_S: Final = 0.1
 """How long a server may take to put the record of a request away which it has answered."""
@@ -104,6 +110,7 @@ class Streams:
         self._settled: asyncio.Task[None] | None = None
         self._plain_used = False
         self._streams: list[Stream] = []  # those that are not over
+        self._sequences: dict[_SequenceKey, Stream] = {}  # those of them that are a sequence's own
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._watch = Watch(loop, self._look)
@@ -143,19 +150,21 @@ class Streams:
             await self._settle(call)
         if ordered and not self.plain:
             return False
+        if call.sequence is not None and len(self._sequences) >= MAX_SEQUENCES:
+            return False
         self._plain_used |= ordered
-        stream = None if alone else self._choose(key, ordered=ordered)
+        stream = None if alone else self._find(call, ordered=ordered)
         if stream is None and fixed is None:
             metadata = await link.ask_headers(call.deadline, call.model)
             self._admit(call)
             if ordered and not self.plain:
                 return False
-            stream = None if alone else self._choose(key, ordered=ordered)  # others came, too
+            stream = None if alone else self._find(call, ordered=ordered)  # others came, too
             if stream is None:
-                stream = self._open(metadata)
+                stream = self._open(metadata, call, alone=alone)
         elif stream is None:
             assert fixed is not None  # noqa: S101 - it is one or the other
-            stream = self._open(fixed)
+            stream = self._open(fixed, call, alone=alone)
         if stream.queued >= MAX_QUEUED:
             raise link.full(
                 call.model,
@@ -167,7 +176,7 @@ class Streams:
         sink.sent_at = time.monotonic()
         sink.place = _Place(link, stream, request, alone=alone)
         stream.put(request, message)
-        if alone:
+        if alone or (call.sequence is not None and call.sequence.end):
             stream.retire()
         self._watch.expect(sink.due_at)
         return True
@@ -208,14 +217,20 @@ class Streams:
 
     # --- choosing -------------------------------------------------------------------------------
 
-    def _choose(self, key: tuple[str, str], *, ordered: bool) -> Stream | None:
+    def _find(self, call: Call, *, ordered: bool) -> Stream | None:
         """Return the stream for a request; ``None`` if it is to be a new one."""
+        if call.sequence is None:
+            return self._choose((call.model, call.version), ordered=ordered)
+        stream = self._sequences.get(_sequence(call))
+        return None if stream is None or stream.retired or not stream.on_lane() else stream
+
+    def _choose(self, key: tuple[str, str], *, ordered: bool) -> Stream | None:
         best: Stream | None = None
         spare: Stream | None = None
         least = least_of_all = math.inf
         count = crowded = 0
         for stream in self._streams:
-            if stream.retired:
+            if stream.retired or not stream.shared:
                 continue
             if not stream.on_lane():
                 stream.retire()
@@ -234,9 +249,12 @@ class Streams:
             return best
         return None if room else spare
 
-    def _open(self, metadata: Metadata) -> Stream:
+    def _open(self, metadata: Metadata, call: Call, *, alone: bool) -> Stream:
         stream = Stream(self.link, self.link.lane(), metadata, self.tally, self._ended)
         self._streams.append(stream)
+        if call.sequence is not None:
+            self._sequences[_sequence(call)] = stream
+        stream.shared = call.sequence is None and not alone
         self._all_over.clear()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -244,6 +262,9 @@ class Streams:
 
     def _ended(self, stream: Stream) -> None:
         self._streams.remove(stream)
+        if not stream.shared:
+            for key in [key for key, held in self._sequences.items() if held is stream]:
+                del self._sequences[key]
         if not self._streams:
             self._all_over.set()
 
@@ -326,6 +347,11 @@ class Streams:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+
+
+def _sequence(call: Call) -> _SequenceKey:
+    assert call.sequence is not None  # noqa: S101 - asked by the caller
+    return call.model, call.version, call.sequence.id
 
 
 def _is_stuck(stream: Stream, now: float) -> bool:
