@@ -243,6 +243,6 @@ def test_equal_lengths_with_another_head_are_read_anew():
 
 def test_layouts_are_bounded():
     decode._layouts.clear()
-    for length in range(decode._MAX_LAYOUTS + 1):
+    for length in range(decode.MAX_LAYOUTS + 1):
         decode_response(one_output(np.zeros(length + 1, np.float32)))
     assert len(decode._layouts) == 1

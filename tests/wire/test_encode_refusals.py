@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,3 +193,16 @@ def test_the_limit_is_the_size_of_the_whole_message(datatype, fields):
     assert encode_request(made, limit=len(message)) == message
     with pytest.raises(MessageTooLargeError, match=f"{len(message):,} bytes"):
         encode_request(made, limit=len(message) - 1)
+
+
+@pytest.mark.parametrize("request_id", [None, 5, b"abc", ["l"], 0])
+@pytest.mark.parametrize("stream_id", [None, "1"])
+def test_a_request_id_is_a_string(request_id, stream_id):
+    with pytest.raises(InvalidInputError, match="a request id is a string"):
+        encode_request(replace(Call("m", "", ()), request_id=request_id), stream_id=stream_id)
+
+
+@pytest.mark.parametrize("stream_id", [None, "a\0b#1"])
+def test_a_request_id_has_no_nul_where_the_server_would_end_it(stream_id):
+    with pytest.raises(InvalidInputError, match="NUL"):
+        encode_request(Call("m", "", (), request_id="a\0b"), stream_id=stream_id)

@@ -15,8 +15,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tests.wire import reference
 from tests.wire.strategies import arrays, texts
 from tritonasync.core.errors import ProtocolError
-from tritonasync.wire.decode import StreamResponse, read_stream_response
 from tritonasync.wire.framing import field_prefix, split_stream_response
+from tritonasync.wire.stream import StreamResponse, read_stream_response
 
 FP32 = np.arange(6, dtype=np.float32).reshape(2, 3)
 WORDS = np.array([b"x", b"", b"yz"], object)

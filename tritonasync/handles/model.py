@@ -92,6 +92,7 @@ class ModelHandle(NamedHandle):
         self._find_lane = lane
         self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
         self._lane_signature: Signature | None = None
+        self._no_lane_for: Signature | None = None
         self._lane_timeout_s = self._deadline(None).timeout_s
 
     async def __call__(
@@ -244,6 +245,12 @@ class ModelHandle(NamedHandle):
         request = self._later(timeout_s, idle_timeout_s, given, request_id)
 
         async def begin() -> Begun:
+            known = self._remembered()
+            if known is not None and outputs is None and self._padding is None:
+                ready = known.ready(arrays, item=False)
+                if ready is not None:  # the short way: nothing to convert, nothing to refuse
+                    self._check_unsplit(known, ready[1])
+                    return await self._begun(self._call(*ready, (), request()))
             return await self._begin(
                 lambda signature: self._tensors(signature, arrays, outputs, item=False),
                 lambda signature: signature.conversion_nbytes(arrays),
@@ -300,10 +307,12 @@ class ModelHandle(NamedHandle):
             self._lane_signature = signature
             self._lanes.clear()
         lane = self._lanes.get(timeout_s)
-        if lane is None or not lane.valid:
+        if (lane is None or not lane.valid) and self._no_lane_for is not signature:
             call = Call(self._name, self._version, inputs, 1, idempotent=self._idempotent)
             lane = self._find_lane(call, timeout_s)
-            if lane is not None:
+            if lane is None:
+                self._no_lane_for = signature  # nor any other; looking costs 2 us
+            else:
                 self._lanes[timeout_s] = lane
 
     async def _run(

@@ -23,7 +23,7 @@ from tritonasync.core.errors import (
     UsageError,
 )
 from tritonasync.core.ports import StreamInvoker
-from tritonasync.core.values import Parameters, ParameterValue
+from tritonasync.core.values import Call, Parameters, ParameterValue
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.stream import Begun
@@ -128,13 +128,18 @@ class NamedHandle(Handle):
             self._check_unsplit(signature, prepared.rows)
             return prepared
 
+        prepared = await self._prepared(whole, work_nbytes, request.deadline, many=True)
+        return await self._begun(
+            self._call(prepared.inputs, prepared.rows, prepared.outputs, request)
+        )
+
+    async def _begun(self, call: Call) -> Begun:
+        """Send a call that fits the signature; return as :meth:`_begin` does."""
         if self._streamer is None:
             raise UsageError(
                 f"model {self._name!r}: this handle was made without a stage for streams",
                 model=self._name,
             )
-        prepared = await self._prepared(whole, work_nbytes, request.deadline, many=True)
-        call = self._call(prepared.inputs, prepared.rows, prepared.outputs, request)
         responses = self._streamer.stream(call)
         try:
             return responses, await anext(responses, None)

@@ -163,7 +163,8 @@ class Gate:
         """Let a call with many responses through. Raises as :meth:`check` does."""
         self.check()
         assert self._streamer is not None  # noqa: S101 - led to, with the others
-        return _Gated(self._streamer.stream(call), self.enter, self._leave)
+        responses = self._streamer.stream(call)
+        return _Gated(responses, self.enter, self._leave, self.check_context)
 
     def enter(self) -> None:
         """Count a call that is let in. Raises as :meth:`check` does."""
@@ -218,11 +219,16 @@ class Gate:
 class _Gated:
     """Responses that are counted as inside while the first is awaited."""
 
-    __slots__ = ("_begun", "_enter", "_leave", "_responses")
+    __slots__ = ("_begun", "_check", "_enter", "_leave", "_responses")
 
     def __init__(
-        self, responses: Responses, enter: Callable[[], None], leave: Callable[[], None]
+        self,
+        responses: Responses,
+        enter: Callable[[], None],
+        leave: Callable[[], None],
+        check: Callable[[], None],
     ) -> None:
+        self._check = check
         self._responses = responses
         self._enter = enter
         self._leave = leave
@@ -233,6 +239,7 @@ class _Gated:
 
     async def __anext__(self) -> Reply:
         if self._begun:
+            self._check()
             return await self._responses.__anext__()
         self._enter()
         self._begun = True

@@ -32,6 +32,8 @@ S = TypeVar("S")
 class State(Enum):
     """How far a request is."""
 
+    __hash__ = object.__hash__  # an Enum's own is Python code, 0.15 us a look-up
+
     QUEUED = "it was not sent yet"
     OUT = "it was sent, and somebody waits for what comes"
     LEFT = "it was sent, and nobody waits any more"
@@ -40,6 +42,8 @@ class State(Enum):
 
 class Event(Enum):
     """What can happen to a request."""
+
+    __hash__ = object.__hash__
 
     SENDING = "it is being sent: from here on it may run"
     RESPONSE = "a response, and not the last"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -24,7 +25,7 @@ from tritonasync.core.errors import (
 )
 from tritonasync.core.policies import StreamPolicy
 from tritonasync.core.values import Call
-from tritonasync.wire.decode import StreamResponse
+from tritonasync.wire.stream import StreamResponse
 
 
 class Place(Protocol):
@@ -236,16 +237,13 @@ class Feed:
     async def _wait(self) -> None:
         waiter = self._waiter = self._loop.create_future()
         if self._begun:
-            self.due_at = self._deadline().at
+            self.due_at = time.monotonic() + self._call.idle_s
         self._expect(self.due_at)
         try:
             await waiter
         finally:
             if self._begun:
                 self.due_at = math.inf
-
-    def _deadline(self) -> Deadline:
-        return Deadline.after(self._call.idle_s)
 
     def late(self) -> None:
         """Let the reader go: time is up."""

@@ -24,6 +24,7 @@ import grpc
 import grpc.aio
 
 from tritonasync.core.errors import (
+    ModelFailedError,
     ModelNotReadyError,
     ProtocolError,
     ServerError,
@@ -34,10 +35,10 @@ from tritonasync.core.errors import (
 from tritonasync.transport.channel import Metadata
 from tritonasync.transport.lanes import Lane, StreamCall
 from tritonasync.transport.link import Link
-from tritonasync.transport.multiplex import Event, Multiplex, Request, State, Verdict
+from tritonasync.transport.multiplex import Event, ModelKey, Multiplex, Request, State, Verdict
 from tritonasync.transport.sinks import Feed, Single
 from tritonasync.transport.status import error_from_stream
-from tritonasync.wire.decode import StreamResponse, read_stream_response
+from tritonasync.wire.stream import StreamResponse, read_stream_response
 
 Sink: TypeAlias = Single | Feed
 """Who waits for what comes of a request."""
@@ -76,6 +77,7 @@ class Stream:
         requests: What is out on it.
         retired: Whether it takes no more requests.
         shared: Whether it is for whoever comes.
+        only: The decoupled model that it is for; ``None`` if it is for others.
         used_at: When something was last put on it, or came from it, on the monotonic clock.
         heard_at: When something last came from it, or it was opened.
     """
@@ -95,6 +97,7 @@ class Stream:
         self.requests: Multiplex[Sink] = Multiplex()
         self.retired = False
         self.shared = True
+        self.only: ModelKey | None = None
         self.used_at = self.heard_at = time.monotonic()
         self._ended = ended
         self._queue: deque[tuple[Waiting, bytes]] = deque()
@@ -288,7 +291,9 @@ class Stream:
         if isinstance(failure, grpc.aio.AioRpcError):
             error = self._link.failure(failure, self.lane, self.connection, None)
             # What a stream says that has answered before is about the stream, and not about them.
-            if isinstance(error, TransportError) or not self._heard:
+            # Nor is it of a model: gRPC says INTERNAL where it breaks while something is written.
+            is_theirs = not self._heard and not isinstance(error, ModelFailedError)
+            if isinstance(error, TransportError) or is_theirs:
                 return error
             return self._link.lost(None, f"the stream broke: {error.message}")
         if failure is not None:
@@ -302,6 +307,7 @@ class Stream:
         for sink, verdict in self.requests.end():
             sink.place = None
             own = error.copy()
+            own.message = f"model {sink.model!r} at {error.message}"  # which begins with the target
             own.model = sink.model
             if verdict is Verdict.NOT_SENT and error.may_have_executed:
                 own = ServerUnreachableError(

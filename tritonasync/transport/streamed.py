@@ -20,8 +20,8 @@ from tritonasync.core.values import Call, Reply
 from tritonasync.transport.sinks import Feed, Single
 from tritonasync.transport.streams import Streams
 from tritonasync.transport.unary import LONG_STRINGS_NBYTES, blame
-from tritonasync.wire.decode import StreamResponse
 from tritonasync.wire.encode import encode_request, encode_small
+from tritonasync.wire.stream import StreamResponse
 
 
 class StreamedInvoker:

@@ -30,13 +30,12 @@ from tritonasync.wire.framing import (
     MalformedError,
     Span,
     split_response,
-    split_stream_response,
 )
 from tritonasync.wire.messages import OutputHead, response_head
 from tritonasync.wire.strings import decode_strings
 
 # A head with typed contents or long parameters is of no use a second time.
-_MAX_CACHED_HEAD_NBYTES: Final = 4096
+MAX_CACHED_HEAD_NBYTES: Final = 4096
 
 _FINAL: Final = "triton_final_response"
 
@@ -61,11 +60,12 @@ class _Output:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
     """All but id and raw contents.
 
     Attributes:
         final: Whether it is the last response to its request; ``None`` if it does not say so.
+        strings: Whether an output is BYTES.
     """
 
     model: str
@@ -73,6 +73,7 @@ class _Head:
     parameters: Parameters
     outputs: tuple[_Output, ...]
     final: bool | None = None
+    strings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class _Layout:
     """
 
     prefix: bytes
-    head: _Head
+    head: Head
 
     def reply(self, message: bytes) -> Reply:
         head = self.head
@@ -100,15 +101,15 @@ class _Layout:
 _layouts: Final[dict[int, _Layout]] = {}
 """The last layout seen of each length of message; few lengths come again and again."""
 
-_MAX_LAYOUTS: Final = 1024
+MAX_LAYOUTS: Final = 1024
 
 
-def _remember_layout(message: bytes, output: _Output, head: _Head, span: Span) -> None:
+def _remember_layout(message: bytes, output: _Output, head: Head, span: Span) -> None:
     start, end = span
     fixed = output.dtype.kind != "O" and start < end == len(message)
-    if not fixed or start > _MAX_CACHED_HEAD_NBYTES:
+    if not fixed or start > MAX_CACHED_HEAD_NBYTES:
         return
-    if len(_layouts) >= _MAX_LAYOUTS:
+    if len(_layouts) >= MAX_LAYOUTS:
         _layouts.clear()
     _layouts[end] = _Layout(message[:start], head)
 
@@ -138,9 +139,9 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
     model: str | None = None
     try:
         head_bytes, request_id, spans = split_response(message)
-        head = _parsed(head_bytes)
+        head = parsed_head(head_bytes)
         model = head.model
-        outputs = _outputs(message, head.outputs, spans, placed)
+        outputs = read_outputs(message, head.outputs, spans, placed)
         if not request_id and len(spans) == 1:
             _remember_layout(message, head.outputs[0], head, spans[0])
         return Reply(
@@ -151,97 +152,26 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
             parameters=head.parameters,
         )
     except (MalformedError, UnicodeDecodeError) as error:
-        raise _no_response(error, model) from error
+        raise no_response(error, model) from error
 
 
-def _no_response(error: Exception, model: str | None) -> ProtocolError:
+def no_response(error: Exception, model: str | None) -> ProtocolError:
+    """Return the error for bytes that are no response."""
     whose = "the answer" if model is None else f"the answer of model {model!r}"
     return ProtocolError(f"{whose} is not a valid response: {error}", model=model)
 
 
-@dataclass(slots=True)
-class StreamResponse:
-    """One message of a stream, of which as much was read as to know whose it is.
-
-    Attributes:
-        request_id: The id of the request that it answers.
-        error: What the server says is wrong; empty if it is an answer.
-        final: Whether it is the last one to its request; ``None`` where the message does not say:
-            refusals do not, and nothing follows them.
-        empty: Whether it has no outputs: an end without a response of its own.
-    """
-
-    request_id: str
-    error: str
-    final: bool | None
-    empty: bool
-    _message: bytes
-    _head: _Head | ProtocolError
-    _spans: list[Span]
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the message, which it keeps alive."""
-        return len(self._message)
-
-    @property
-    def strings_nbytes(self) -> int:
-        """The bytes of its BYTES outputs, which take a time to read."""
-        if isinstance(self._head, ProtocolError):
-            return 0
-        spans = zip(self._head.outputs, self._spans, strict=False)
-        return sum(end - start for output, (start, end) in spans if output.dtype.kind == "O")
-
-    def reply(self, *, request_id: str = "") -> Reply:
-        """Return the answer; it takes what :func:`decode_response` takes.
-
-        Args:
-            request_id: What it shall have for an id.
-
-        Raises:
-            ProtocolError: The message is no valid response, or contradicts itself.
-        """
-        head = self._head
-        if isinstance(head, ProtocolError):
-            raise head.copy()  # the traceback of the one kept here would hold it in a cycle
-        try:
-            outputs = _outputs(self._message, head.outputs, self._spans, ())
-        except MalformedError as error:
-            raise _no_response(error, head.model) from error
-        return Reply(head.model, head.version, outputs, request_id, head.parameters)
-
-
-def read_stream_response(message: bytes) -> StreamResponse:
-    """Read whose message of a stream this is, in a few us whatever its size.
-
-    Args:
-        message: A serialised ``ModelStreamInferResponse``. Kept alive by what is returned.
+def parsed_head(head: bytes) -> Head:
+    """Return what a head says, from the cache if it was read before.
 
     Raises:
-        ProtocolError: Nobody can tell whose it is. (One whose owner is known is raised to him, by
-            :meth:`StreamResponse.reply`.)
+        MalformedError: The bytes are no head, or contradict themselves.
     """
-    try:
-        error, (start, end) = split_stream_response(message)
-        head_bytes, request_id, spans = split_response(message, start, end)
-        name = request_id.decode()
-    except (MalformedError, UnicodeDecodeError) as failure:
-        raise _no_response(failure, None) from failure
-    text = error.decode(errors="replace")
-    try:
-        head = _parsed(head_bytes)
-    except MalformedError as failure:
-        broken = _no_response(failure, None)
-        return StreamResponse(name, text, True, False, message, broken, spans)  # noqa: FBT003
-    return StreamResponse(name, text, head.final, not head.outputs, message, head, spans)
-
-
-def _parsed(head: bytes) -> _Head:
-    return _head(head) if len(head) <= _MAX_CACHED_HEAD_NBYTES else _head.__wrapped__(head)
+    return _head(head) if len(head) <= MAX_CACHED_HEAD_NBYTES else _head.__wrapped__(head)
 
 
 @lru_cache(maxsize=1024)
-def _head(head: bytes) -> _Head:
+def _head(head: bytes) -> Head:
     parsed = response_head(head)
     outputs = tuple(map(_output, parsed.outputs))
     if len({output.name for output in outputs}) != len(outputs):
@@ -250,7 +180,8 @@ def _head(head: bytes) -> _Head:
     others = tuple([pair for pair in parsed.parameters if pair[0] != _FINAL])
     final = dict(parsed.parameters).get(_FINAL)
     said = final if isinstance(final, bool) else None
-    return _Head(parsed.model, parsed.version, others, outputs, said)
+    strings = any(output.dtype.kind == "O" for output in outputs)
+    return Head(parsed.model, parsed.version, others, outputs, said, strings)
 
 
 def _output(head: OutputHead) -> _Output:
@@ -287,9 +218,14 @@ def _shaped(flat: Array, name: str, shape: tuple[int, ...]) -> Array:
         raise MalformedError(f"output {name!r} has the impossible shape {shape}") from error
 
 
-def _outputs(
+def read_outputs(
     message: bytes, outputs: tuple[_Output, ...], spans: list[Span], placed: Collection[str]
 ) -> dict[str, Array]:
+    """Return the outputs that a head describes, their contents at ``spans`` of ``message``.
+
+    Raises:
+        MalformedError: The contents are not what the head says.
+    """
     if spans and len(spans) != len(outputs):
         raise MalformedError(f"{len(outputs)} outputs have {len(spans)} raw contents")
     return {

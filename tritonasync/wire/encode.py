@@ -191,7 +191,7 @@ def _encode(call: Call, plan: _Plan, limit: int, stream_id: str | None) -> bytes
     if stream_id is not None:
         pieces += (_id_field(call, stream_id), _ASK_FOR_END)
         nbytes += len(pieces[-1]) + len(pieces[-2])
-    elif call.request_id:
+    elif call.request_id != "":
         pieces.append(_id_field(call, call.request_id))
         nbytes += len(pieces[-1])
     for tensor, slot in zip(call.inputs, plan.slots, strict=True):
@@ -224,9 +224,18 @@ def _too_large(model: str, nbytes: int, limit: int) -> MessageTooLargeError:
 
 
 def _id_field(call: Call, request_id: str) -> bytes:
+    given: object = call.request_id
+    if not isinstance(given, str):  # untyped callers
+        raise InvalidInputError(
+            f"model {call.model!r}: a request id is a string, not {given!r}", model=call.model
+        )
+    if "\0" in given:  # where a server ends it, so that nobody knew whose the answer is
+        raise InvalidInputError(
+            f"model {call.model!r}: the request id {given!r} has a NUL character", model=call.model
+        )
     try:
         text = request_id.encode()
-    except (UnicodeEncodeError, AttributeError) as error:  # no str: untyped callers
+    except UnicodeEncodeError as error:
         raise InvalidInputError(
             f"model {call.model!r}: the request id cannot be sent as UTF-8: {error}",
             model=call.model,

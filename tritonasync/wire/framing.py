@@ -122,6 +122,24 @@ def split_response(
     return b"".join(kept), request_id, raw
 
 
+def id_span(message: bytes, at: int) -> Span:
+    """Return where the id of the response lies that begins at ``at`` and ends with the message.
+
+    Empty if it has none; the last one if it has several.
+
+    Raises:
+        MalformedError: The bytes are not a sequence of protobuf fields.
+    """
+    span = at, at
+    for _ in range(MAX_FIELDS):
+        if at >= len(message):
+            break
+        tag, start, at = _field(message, at)
+        if tag == RESPONSE_ID_TAG:
+            span = start, at
+    return span
+
+
 def split_stream_response(message: bytes) -> tuple[bytes, Span]:
     """Return a ``ModelStreamInferResponse``'s error message, and where its response lies.
 
