@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from tritonasync.core.errors import PoolClosedError
+from tritonasync.core.errors import InvalidInputError, PoolClosedError, TritonError
 from tritonasync.core.resilience import EndpointSpec
 from tritonasync.core.values import ParameterValue
 from tritonasync.facade import BlockingStream, Facade, making, streaming, waiting
 from tritonasync.factory import HandleFactory
 from tritonasync.handles.base import Handle
 from tritonasync.handles.classifier import Classifier
+from tritonasync.handles.course import check_end
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.generator import Generator
@@ -123,8 +124,13 @@ class BlockingSequence(_BlockingHandle[SequenceHandle]):
 
         The source is read in the caller's thread. Otherwise as :meth:`SequenceHandle.map`.
         """
+        if not isinstance(source, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInputError(
+                f"model {self.name!r}: expected an iterable of mappings, not {source!r}",
+                model=self.name,
+            )
         step = self.one if item else self
-        for inputs, last in _flagged(source, end=end):
+        for inputs, last in _flagged(source, end=check_end(self.name, end)):
             yield step(
                 inputs,
                 end=last,
@@ -145,17 +151,28 @@ class BlockingSequence(_BlockingHandle[SequenceHandle]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._thread.call(self._inner.__aexit__, kind, error, traceback)
+        try:
+            self._thread.call(self._inner.__aexit__, kind, error, traceback)
+        except TritonError:  # the pool was closed, for one: then the sequence is over as well
+            if error is None:
+                raise
 
 
 def _flagged(source: Iterable[Inputs], *, end: bool) -> Iterator[tuple[Inputs, bool]]:
-    """Yield each item of a source and whether a sequence ends with it: the last one, if asked."""
+    """Yield each item of a source and whether a sequence ends with it: the last one, if asked.
+
+    If the source raises, what it gave before comes first, and none of it is the last.
+    """
     items = iter(source)
     for held in items:
         if end:
-            for item in items:
+            try:
+                for item in items:
+                    yield held, False
+                    held = item  # noqa: PLW2901 - one item is held back
+            except Exception:
                 yield held, False
-                held = item  # noqa: PLW2901 - one item is held back
+                raise
         yield held, end
 
 

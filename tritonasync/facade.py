@@ -57,7 +57,8 @@ class BlockingStream(Facade[ResponseStream[_T_co]]):
                 ...
 
     Without ``with``, leaving the loop lets go of what is still to come as soon as nothing refers to
-    the stream. Ctrl-C while the first response is waited for ends the stream.
+    the stream. Ctrl-C while the first response is waited for ends the stream; who asks for another
+    one then is told so, by a ``UsageError``.
     """
 
     def __repr__(self) -> str:

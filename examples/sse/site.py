@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import anyio
 from anyio.abc import SocketStream
@@ -74,8 +74,12 @@ class Site:
             with suppress(*GONE, anyio.IncompleteRead, anyio.DelimiterNotFound):
                 incoming = BufferedByteReceiveStream(browser)
                 head = await incoming.receive_until(b"\r\n\r\n", LONGEST_HEAD)
-                url = urlsplit(head.split()[1].decode("latin-1"))
-                if url.path == "/":
+                url = _address(head)
+                if url is None:
+                    await browser.send(
+                        _head("400 Bad Request", "text/plain") + b"This is no request for a page."
+                    )
+                elif url.path == "/":
                     await browser.send(_head("200 OK", "text/html") + PAGE.encode())
                 elif url.path == "/events":
                     prompt = parse_qs(url.query).get("prompt", [""])[0]
@@ -114,6 +118,15 @@ async def _watch(browser: SocketStream, scope: anyio.CancelScope) -> None:
         while True:
             await browser.receive()
     scope.cancel()
+
+
+def _address(head: bytes) -> SplitResult | None:
+    """Return what a request asks for; ``None`` if its first line makes no sense."""
+    line = head.split(b"\r\n", 1)[0].decode("latin-1")
+    try:
+        return urlsplit(line.split()[1])
+    except (IndexError, ValueError):
+        return None
 
 
 def _head(status: str, kind: str) -> bytes:

@@ -106,6 +106,19 @@ async def test_other_pages(pool):
         assert (await page(url, "/nothing"))[0].startswith("HTTP/1.1 404")
 
 
+@pytest.mark.parametrize(
+    "head", ["", "GET", "GET\r\nHost: here", " ", "GET http://[ HTTP/1.1", "\x00\xff"]
+)
+async def test_a_request_that_makes_no_sense_is_refused_and_the_site_goes_on(pool, head):
+    async with Site(pool.generator("tokens")).serve() as url:
+        there = urlsplit(url)
+        reader, writer = await asyncio.open_connection(there.hostname, there.port)
+        writer.write(head.encode("latin-1") + b"\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        writer.close()
+        assert (await page(url, "/"))[0].startswith("HTTP/1.1 200 OK")
+
+
 async def test_closing_the_site_ends_what_is_told(pool):
     site = Site(pool.generator("tokens", inputs={"MAX_TOKENS": 300, "DELAY_MS": 10}))
     async with site.serve() as url:

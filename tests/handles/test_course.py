@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from tritonasync.core.errors import (
     UsageError,
 )
 from tritonasync.core.values import SequenceStep
-from tritonasync.handles.course import Course, Phase, check_id, make_id
+from tritonasync.handles.course import Course, Phase, check_end, check_id, make_id
 
 
 def answered(kind):
@@ -184,7 +185,19 @@ def test_responses_that_break_off_lose_the_sequence_if_its_state_is_gone():
     assert course.phase is Phase.UNDERWAY
     assert isinstance(course.broke(ConnectionLostError("broke")), SequenceLostError)
     assert course.phase is Phase.LOST
-    assert course.broke(ConnectionLostError("broke")) is None
+
+
+def test_all_who_were_out_when_a_sequence_was_lost_are_told_that_it_is():
+    course = begun()
+    step = course.step(end=False)
+    course.broke(ConnectionLostError("broke"))
+    for error in GONE:
+        for lost in (course.broke(error), course.failed(step, error)):
+            assert isinstance(lost, SequenceLostError)
+            assert lost.endpoint == error.endpoint
+            assert "ConnectionLostError: broke" in str(lost)  # what was first
+    assert course.broke(answered(ModelFailedError)) is None
+    assert course.failed(step, answered(ModelFailedError)) is None
 
 
 def test_a_sequence_that_expired_is_closed_once():
@@ -246,7 +259,25 @@ def test_a_state_is_begun_once_and_never_used_after_its_end_or_loss(steps):
 
 @pytest.mark.parametrize("number", [1, -1, 2**63 - 1, -(2**63), "a", "0", "x" * 128, "é" * 64])
 def test_ids_that_servers_take(number):
-    check_id("net", number)
+    assert check_id("net", number) == number
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64])
+def test_numpys_whole_numbers_are_ids(kind):
+    number = check_id("net", kind(5))
+    assert (number, type(number)) == (5, int)
+
+
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("kind", [bool, np.bool_])
+def test_the_end_is_told_by_a_bool(kind, end):
+    assert check_end("net", kind(end)) is end
+
+
+@pytest.mark.parametrize("end", [0, 1, None, "no", np.int64(1), np.array([True])])
+def test_the_end_is_told_by_nothing_else(end):
+    with pytest.raises(InvalidInputError, match="model 'net': end is True or False, not"):
+        check_end("net", end)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +286,12 @@ def test_ids_that_servers_take(number):
         (0, "is not 0, which means none, not 0"),
         ("", "is not empty, which means none, not ''"),
         (True, "is a whole number or a string, not True"),
+        (np.True_, "is a whole number or a string, not np.True_"),
+        (np.float32(2), "is a whole number or a string, not np.float32"),
+        (b"a", "is a whole number or a string, not b'a'"),
+        (np.uint64(2**63), "fits 64 bits with a sign"),
+        ("a\0b", "has no NUL character, where the server ends it, not 'a.x00b'"),
+        ("\0", "has no NUL character"),
         (1.5, "is a whole number or a string, not 1.5"),
         (None, "is a whole number or a string, not None"),
         (2**63, "fits 64 bits with a sign"),

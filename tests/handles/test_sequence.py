@@ -93,13 +93,18 @@ class Streamer:
     def __init__(self, adder: Adder) -> None:
         self.adder = adder
         self.failure: TritonError | None = None
+        self.held: asyncio.Event | None = None
         self.left = 0
+        self.forgotten: list[tuple[str, str, int | str]] = []
 
     def stream(self, call: Call):
         return self.responses(call)
 
     def responses(self, call: Call):
         return Few(self, call)
+
+    def forget_sequence(self, model: str, version: str, number: int | str) -> None:
+        self.forgotten.append((model, version, number))
 
 
 class Few:
@@ -116,6 +121,8 @@ class Few:
         if self.reply is None:
             self.reply = await self.streamer.adder.infer(self.call)
         value = int(tensor(self.call, "VALUE").sum()) if self.call.inputs else 0
+        if self.given and self.streamer.held is not None:
+            await self.streamer.held.wait()
         if self.given == value:
             if self.streamer.failure is not None:
                 raise self.streamer.failure
@@ -311,7 +318,43 @@ def with_strings():
     return replace(spec([MAYBE], [TOTAL], stateful=True), sequence_ids="string")
 
 
-@pytest.mark.parametrize("number", [0, "", True, 2**63, "x" * 129])
+async def test_a_number_of_numpy_is_an_id(model, adder):
+    async with model.sequence(np.int64(5)) as sequence:
+        await sequence.one(VALUE=[1], end=np.True_)
+    (call,) = adder.calls
+    assert (call.sequence.id, type(call.sequence.id), call.sequence.end) == (5, int, True)
+
+
+@pytest.mark.parametrize("way", ["call", "one", "stream", "map"])
+async def test_what_tells_no_end_is_refused_before_anything_is_sent(model, adder, way):
+    async with model.sequence() as sequence:
+        with pytest.raises(InvalidInputError, match="'net': end is True or False, not 'no'"):
+            await TOLD[way](sequence, end="no")
+    assert adder.calls == []
+
+
+@pytest.mark.parametrize("name", ["sequence_id", "sequence_start", "sequence_end"])
+@pytest.mark.parametrize("way", ["call", "one", "stream", "map"])
+async def test_parameters_that_a_sequence_gives_itself_are_refused(model, adder, way, name):
+    async with model.sequence() as sequence:
+        with pytest.raises(InvalidInputError, match=f"'net': the parameter '{name}' is the seq"):
+            await TOLD[way](sequence, parameters={name: True, "beam": 4})
+    assert adder.calls == []
+
+
+async def first_of(responses):
+    return await anext(responses)
+
+
+TOLD = {
+    "call": lambda sequence, **options: sequence(VALUE=[[1]], **options),
+    "one": lambda sequence, **options: sequence.one(VALUE=[1], **options),
+    "stream": lambda sequence, **options: first_of(sequence.stream(VALUE=[[1]], **options)),
+    "map": lambda sequence, **options: first_of(sequence.map([{"VALUE": [[1]]}] * 2, **options)),
+}
+
+
+@pytest.mark.parametrize("number", [0, "", True, 2**63, "x" * 129, "a\0b"])
 async def test_an_id_that_makes_no_sense_is_refused_at_once(model, number):
     with pytest.raises(InvalidInputError, match="model 'net': a sequence's id"):
         model.sequence(number)
@@ -577,7 +620,212 @@ async def test_leaving_gives_up_waiting_for_a_step_at_its_bound(model, adder):
         await sequence.one(VALUE=[1])
 
 
+async def test_closing_a_decoupled_sequence_has_the_same_bound_to_its_last_response(make):
+    model = make(decoupled=True)
+    with anyio.fail_after(5), pytest.raises(DeadlineExceededError) as caught:  # noqa: PT012
+        async with model.sequence(closing={"VALUE": [[2]]}, close_timeout_s=0.02) as sequence:
+            async for _ in sequence.stream(VALUE=[[1]]):
+                pass
+            assert model._streamer.left == 1
+            model._streamer.held = asyncio.Event()
+    assert caught.value.stage == "responses"
+    assert caught.value.timeout_s == 0.02
+    assert model._streamer.left == 2
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_a_closing_that_waits_is_not_cut_short_by_cancelling(make, adder, times, decoupled):
+    model = make(decoupled=decoupled)
+    closing = asyncio.Event()
+
+    async def use():
+        async with model.sequence(closing={"VALUE": [[1]]}) as sequence:
+            await anext(sequence.stream(VALUE=[[1]]))
+            adder.held = model._streamer.held = closing
+
+    task = asyncio.ensure_future(use())
+    await settle()
+    for _ in range(times):
+        task.cancel()
+        await settle()
+    assert not task.done()
+    closing.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert adder.flags == ["S1", "1E"]
+    assert adder.totals == {}
+
+
+async def test_a_cancelled_closing_has_its_bound_and_its_error_gives_way(make, adder):
+    async def use():
+        async with make().sequence(close_timeout_s=0.05) as sequence:
+            await sequence.one(VALUE=[1])
+            adder.infer = limited(adder)
+
+    task = asyncio.ensure_future(use())
+    await settle()
+    task.cancel()
+    with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_block_that_raises_and_is_cancelled_while_it_closes_is_cancelled(model, adder):
+    async def use():
+        async with model.sequence() as sequence:
+            await sequence.one(VALUE=[1])
+            adder.held = asyncio.Event()
+            raise ZeroDivisionError
+
+    task = asyncio.ensure_future(use())
+    await settle()
+    task.cancel()
+    await settle()
+    adder.held.set()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert adder.flags == ["S1", "0E"]
+
+
+# --- what is kept of it elsewhere -----------------------------------------------------------------
+
+OVER = [("net", "", 7)]
+
+
+@pytest.mark.parametrize("value", [VALUE, MAYBE])
+async def test_leaving_says_that_the_sequence_is_over_closable_or_not(make, value):
+    model = make(value)
+    async with model.sequence(7) as sequence:
+        await sequence.one(VALUE=[1])
+        assert model._streamer.forgotten == []
+    assert model._streamer.forgotten == OVER
+
+
+@pytest.mark.parametrize("kind", [ModelFailedError, SequenceNotFoundError])
+async def test_a_sequence_whose_closing_failed_is_over_all_the_same(model, adder, kind):
+    with pytest.raises(TritonError):  # noqa: PT012
+        async with model.sequence(7) as sequence:
+            await sequence.one(VALUE=[1])
+            adder.fail = [no(kind)]
+    assert model._streamer.forgotten == OVER
+
+
+async def test_a_sequence_whose_first_step_may_have_run_is_over_when_it_was_left(make, adder):
+    model = make(VALUE)
+    async with model.sequence(7) as sequence:
+        adder.fail = [LOSSES[0]]
+        with pytest.raises(ConnectionLostError):
+            await sequence.one(VALUE=[1])
+    assert model._streamer.forgotten == OVER
+
+
+async def test_a_sequence_with_a_step_that_is_out_too_long_is_over(model, adder):
+    adder.held = asyncio.Event()
+    with pytest.raises(DeadlineExceededError):  # noqa: PT012
+        async with model.sequence(7, close_timeout_s=0.01) as sequence:
+            adder.held = None
+            await sequence.one(VALUE=[1])
+            adder.held = asyncio.Event()
+            step = asyncio.ensure_future(sequence.one(VALUE=[1]))
+            await settle()
+    assert model._streamer.forgotten == OVER
+    adder.held.set()
+    await step
+    assert model._streamer.forgotten == OVER
+
+
+@pytest.mark.parametrize("end", [None, True])
+async def test_nothing_is_said_of_a_sequence_that_has_not_begun_or_has_ended(model, end):
+    """Its id may be somebody else's by now."""
+    async with model.sequence(7) as sequence:
+        if end:
+            await sequence.one(VALUE=[1], end=end)
+    assert model._streamer.forgotten == []
+
+
+@pytest.mark.parametrize("value", [VALUE, MAYBE])
+async def test_an_idle_sequence_is_over_once(make, value):
+    model = make(value)
+    async with model.sequence(7, idle_timeout_s=0.0) as sequence:
+        await sequence.one(VALUE=[1])
+        with anyio.fail_after(5):
+            while model._streamer.forgotten != OVER:
+                await asyncio.sleep(0)
+    assert model._streamer.forgotten == OVER
+
+
 # --- idle time ------------------------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_the_closing_of_an_idle_sequence(model, adder):
+    async with model.sequence(idle_timeout_s=0.0) as sequence:
+        await sequence.one(VALUE=[1])
+        adder.held = asyncio.Event()
+        with anyio.fail_after(5):
+            while sequence._expiry is None:
+                await asyncio.sleep(0)  # in the very turn in which the timer went off
+        asyncio.get_running_loop().call_later(0.02, adder.held.set)
+    assert sequence._expiry.done()
+    assert adder.flags == ["S1", "0E"]
+
+
+@pytest.mark.parametrize("how", ["read", "left", "dropped", "broken"])
+async def test_the_idle_time_begins_when_no_responses_are_to_come(model, how):
+    async with model.sequence(idle_timeout_s=60) as sequence:
+        other = sequence.stream(VALUE=[[2]])
+        responses = sequence.stream(VALUE=[[2]])
+        await anext(other)
+        await anext(responses)
+        assert sequence._timer is None
+        await other.aclose()
+        assert sequence._timer is None
+        if how == "read":
+            assert len([out async for out in responses]) == 1
+        elif how == "left":
+            await responses.aclose()
+            await responses.aclose()
+        elif how == "broken":
+            model._streamer.failure = no(ModelFailedError)()
+            await anext(responses)
+            with pytest.raises(ModelFailedError):
+                await anext(responses)
+        del responses
+        await settle()
+        assert sequence._timer is not None
+        model._streamer.failure = None
+        async with sequence.stream(VALUE=[[2]]) as responses:
+            await anext(responses)
+            assert sequence._timer is None  # each was counted out once
+        assert sequence._timer is not None
+
+
+async def test_the_idle_time_begins_after_a_step_without_responses(model):
+    async with model.sequence(idle_timeout_s=60) as sequence:
+        assert [out async for out in sequence.stream(VALUE=[[0]])] == []
+        assert sequence._timer is not None
+
+
+async def test_the_idle_time_does_not_begin_while_a_step_is_out(model, adder):
+    async with model.sequence(idle_timeout_s=60) as sequence:
+        responses = sequence.stream(VALUE=[[2]])
+        await anext(responses)
+        adder.held = asyncio.Event()
+        step = asyncio.ensure_future(sequence.one(VALUE=[1]))
+        await settle()
+        await responses.aclose()
+        assert sequence._timer is None
+        adder.held.set()
+        await step
+        assert sequence._timer is not None
+
+
+async def test_responses_that_are_read_after_the_block_begin_no_idle_time(model):
+    async with model.sequence(idle_timeout_s=0.0) as sequence:
+        responses = sequence.stream(VALUE=[[2]])
+        await anext(responses)
+    assert len([out async for out in responses]) == 1
+    assert sequence._timer is None
 
 
 async def test_an_idle_sequence_is_closed_after_the_time_given_for_it(model, adder):
@@ -716,7 +964,52 @@ async def test_what_is_no_mapping_in_a_source_is_refused(model, adder):
                 pass
 
 
+async def broken_off(items):
+    for item in items:
+        yield item
+    raise ZeroDivisionError
+
+
+def broken_off_at_once(items):
+    yield from items
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", [broken_off, broken_off_at_once])
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_all_that_a_source_gave_before_it_raised_is_run(model, adder, kind, end, count):
+    values, answers = range(1, count + 1), []
+    source = kind([{"VALUE": [[value]]} for value in values])
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with model.sequence() as sequence:
+            async for outputs in sequence.map(source, end=end):
+                answers.append(total(outputs))
+    assert answers == [1, 3, 6][:count]
+    assert adder.flags == ([*["S1", "2", "3"][:count], "0E"] if count else [])
+
+
+@pytest.mark.parametrize("source", [5, None])
+async def test_what_is_no_source_is_refused_in_words(model, source):
+    async with model.sequence() as sequence:
+        with pytest.raises(InvalidInputError, match="'net': expected an iterable of mappings, or"):
+            async for _ in sequence.map(source):
+                pass
+
+
 # --- many responses -------------------------------------------------------------------------------
+
+
+async def test_all_readers_are_told_that_the_sequence_is_lost(model):
+    async with model.sequence() as sequence:
+        readers = [sequence.stream(VALUE=[[2]]) for _ in range(3)]
+        for reader in readers:
+            await anext(reader)
+            await anext(reader)
+        model._streamer.failure = ConnectionLostError("broke")
+        for reader in readers:
+            with pytest.raises(SequenceLostError, match="broke"):
+                await anext(reader)
 
 
 async def test_a_step_may_have_many_responses(model, adder):
@@ -744,7 +1037,7 @@ async def test_the_next_step_need_not_wait_for_the_last_response(model, adder):
 
 async def test_a_decoupled_model_is_closed_by_a_stream_and_stepped_by_nothing_else(make, adder):
     async with make(decoupled=True).sequence(closing={"VALUE": [[2]]}) as sequence:
-        with pytest.raises(UsageError, match="decoupled"):
+        with pytest.raises(UsageError, match=r"decoupled.*Use sequence\.stream\(…\)"):
             await sequence.one(VALUE=[1])
         async for _ in sequence.stream(VALUE=[[1]]):
             pass
@@ -800,20 +1093,49 @@ async def test_leaving_a_stream_lets_go_of_its_responses(model, adder):
 # --- leftovers ------------------------------------------------------------------------------------
 
 
-async def test_a_failed_step_leaves_no_cycle(model, adder):
+async def fail_a_step(model, adder):
+    async with model.sequence() as sequence:
+        await sequence.one(VALUE=[1])
+        adder.fail = [LOSSES[0]]
+        with pytest.raises(SequenceLostError):
+            await sequence.one(VALUE=[2])
+
+
+async def fail_the_closing(model, adder):
+    with pytest.raises(SequenceLostError):
+        await begin_and_fail_the_end(model, adder)
+
+
+async def begin_and_fail_the_end(model, adder, closing=None):
+    async with model.sequence() as sequence:
+        await sequence.one(VALUE=[1])
+        adder.fail = [LOSSES[0]]
+        adder.held = closing
+
+
+async def cancel_the_closing(model, adder):
+    closing = asyncio.Event()
+    task = asyncio.ensure_future(begin_and_fail_the_end(model, adder, closing))
+    await settle()
+    assert adder.out
+    task.cancel("by the test")
+    await settle()
+    closing.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("what", [fail_a_step, fail_the_closing, cancel_the_closing])
+async def test_what_fails_leaves_no_cycle(model, adder, what):
     gc.collect()
     gc.disable()
     try:
-        async with model.sequence() as sequence:
-            await sequence.one(VALUE=[1])
-            adder.fail = [LOSSES[0]]
-            with pytest.raises(SequenceLostError):
-                await sequence.one(VALUE=[2])
-        del sequence
+        await what(model, adder)
         adder.calls.clear()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         kept = [thing for thing in gc.garbage if isinstance(thing, TritonError | Call)]
+        kept += [thing for thing in gc.garbage if "by the test" in getattr(thing, "args", ())]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

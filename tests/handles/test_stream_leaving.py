@@ -56,6 +56,17 @@ async def test_cancelling_who_waits_for_the_first_is_to_leave(model, invoker):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert invoker.streams[0].left == 1
+    with pytest.raises(UsageError, match="'net': .*cancelled before its first response, which is"):
+        await anext(stream)  # or else it would look like one without responses
+    assert await anext(stream, None) is None
+
+
+async def test_who_closes_a_stream_that_was_cancelled_at_its_first_response_knows(model):
+    async with model.stream(X=ROWS) as stream:
+        waiting = ask(stream)
+        await turns()
+        waiting.cancel()
+        await turns()
     assert await anext(stream, None) is None
 
 

@@ -15,12 +15,14 @@ from tests.handles.fakes import END, FakeInvoker
 from tritonasync import TritonPool
 from tritonasync.blocking import BlockingSequence, BlockingStream, _flagged
 from tritonasync.core.errors import (
+    InvalidInputError,
     ModelFailedError,
     PoolClosedError,
     UsageError,
     WrongContextError,
 )
 from tritonasync.core.values import Reply
+from tritonasync.handles.model import ModelHandle
 from tritonasync.handles.sequence import SequenceHandle
 from tritonasync.handles.stream import ResponseStream
 from tritonasync.loop_thread import LoopThread
@@ -238,6 +240,66 @@ def test_a_body_that_raises_is_not_hidden_by_the_closing(pool):
 
     with pytest.raises(ZeroDivisionError):
         body(pool.model("accumulate").sequence(closing={"VALUE": [[0]]}))
+
+
+class Closed:
+    """A sequence whose pool is closed when its block is left."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_the_error_of_a_block_is_not_hidden_by_a_closed_pool(when):
+    thread = LoopThread(NoPool())
+    thread.open()
+
+    def body(error):
+        with BlockingSequence(thread, Closed(PoolClosedError("closed"))):
+            if when == "before":
+                thread.close()
+            if error is not None:
+                raise error
+
+    with pytest.raises(ZeroDivisionError):
+        body(ZeroDivisionError())
+    if when == "inside":
+        with pytest.raises(PoolClosedError):
+            body(None)
+    thread.close()
+
+
+def test_a_sequence_left_after_its_pool_says_so(thread):
+    with pytest.raises(PoolClosedError):  # noqa: SIM117
+        with BlockingSequence(thread, Closed()):
+            thread.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("end", [False, True])
+def test_what_a_source_gave_before_it_raised_is_given_out(count, end):
+    def source():
+        yield from range(count)
+        raise ZeroDivisionError
+
+    given = []
+    with pytest.raises(ZeroDivisionError):
+        given.extend(_flagged(source(), end=end))  # which takes them one by one
+    assert given == [(number, False) for number in range(count)]
+
+
+@pytest.mark.parametrize("options", [{"source": 5}, {"source": [], "end": "no"}])
+def test_a_source_or_end_that_makes_no_sense_is_refused_in_words(thread, options):
+    model = ModelHandle("net", "", None, None, timeout_s=None)
+    sequence = BlockingSequence(thread, model.sequence())
+    with pytest.raises(InvalidInputError, match="model 'net': (expected an iterable|end is True)"):
+        list(sequence.map(**options))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])

@@ -16,6 +16,7 @@ from tritonasync.core.errors import (
     InvalidInputError,
     InvalidRequestError,
     ModelFailedError,
+    PoolClosedError,
     SequenceLostError,
     SequenceNotFoundError,
     UsageError,
@@ -104,6 +105,35 @@ async def test_a_model_that_asks_for_strings_gets_them(pool):
 async def test_the_server_takes_the_ids_that_are_not_refused_here(pool, number):
     async with pool.model("accumulate_oldest").sequence(number, closing=ZERO) as sequence:
         assert [total(await sequence.one(VALUE=[step])) for step in (1, 2)] == [1, 3]
+
+
+async def test_an_id_that_the_server_cuts_short_is_refused(pool):
+    """It would take "a\\0b" and "a\\0c" for one sequence."""
+    with pytest.raises(InvalidInputError, match="NUL"):
+        pool.model("accumulate_oldest").sequence("a\0b")
+
+
+@pytest.mark.parametrize("transport", ["unary", "stream"])
+async def test_a_sequence_that_cannot_be_closed_is_not_remembered(two_servers, transport):
+    urls = [server.grpc_url for server in two_servers]
+    async with TritonPool(urls, transport=transport) as pool:
+        for number in (1, "one"):
+            async with pool.model("accumulate_oldest").sequence(number) as sequence:
+                await sequence.one(VALUE=[1])
+                assert pool.statistics().routing.sequences == 1
+            assert pool.statistics().routing.sequences == 0
+
+
+@pytest.mark.parametrize("closing", [None, ZERO])
+async def test_a_sequence_that_is_left_after_its_pool_was_closed_says_so_if_it_was_to_be_closed(
+    two_servers, closing
+):
+    expected = contextlib.nullcontext() if closing is None else pytest.raises(PoolClosedError)
+    async with TritonPool(two_servers[0].grpc_url) as pool:
+        with expected:
+            async with pool.model("accumulate_oldest").sequence(closing=closing) as sequence:
+                await sequence.one(VALUE=[1])
+                await pool.aclose()
 
 
 @pytest.mark.parametrize("number", [2**63, 0, "", "x" * 129])

@@ -9,7 +9,8 @@ import pytest
 from tests.routing.fakes import Server, answered, call, lost, remove, router, unreachable, until
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import (
-    ConnectionLostError,
+    DeadlineExceededError,
+    InvalidRequestError,
     ModelFailedError,
     SequenceLostError,
     SequenceNotFoundError,
@@ -71,6 +72,10 @@ async def infer(route, sent):
 
 async def stream(route, sent):
     return [reply.request_id async for reply in route.stream(sent)]
+
+
+def late():
+    return DeadlineExceededError("late", stage="server", timeout_s=1.0)
 
 
 WAYS = pytest.mark.parametrize("way", [infer, stream])
@@ -162,15 +167,52 @@ async def test_a_first_step_that_did_not_run_goes_elsewhere_and_the_others_follo
 
 
 @WAYS
-async def test_a_first_step_that_may_have_run_is_not_repeated_and_begins_nothing(servers, way):
+@pytest.mark.parametrize("failure", [lost, late, answered(ModelFailedError, "INTERNAL")])
+async def test_a_first_step_that_may_have_run_is_not_repeated_and_can_be_closed(
+    servers, way, failure
+):
     for server in servers:
-        server.error = lost
+        server.error = failure
     route = router(*servers)
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(type(failure())):
         await way(route, step(start=True))
-    assert sum(len(server.calls) for server in servers) == 1
+    (home,) = [server for server in servers if server.calls]
+    assert len(home.calls) == 1
+    assert route.statistics().sequences == 1
+    home.error = None
+    assert set(await way(route, step(end=True))) == {home.target}
+    assert route.statistics().sequences == 0
+
+
+@WAYS
+@pytest.mark.parametrize("failure", [unreachable, answered(InvalidRequestError, "INVALID")])
+async def test_a_first_step_that_did_not_run_anywhere_begins_nothing(servers, way, failure):
+    for server in servers:
+        server.error = failure
+    route = router(*servers)
+    with pytest.raises(type(failure())):
+        await way(route, step(start=True))
+    assert route.statistics().sequences == 0
     with pytest.raises(SequenceLostError):
         await way(route, step())
+
+
+async def test_a_sequence_that_is_over_is_forgotten_and_holds_up_no_removal(servers, monkeypatch):
+    monkeypatch.setattr("tritonasync.routing.router._DRAIN_STEP_S", 60.0)
+    route = router(*servers)
+    (home,) = await infer(route, step(start=True))
+    await infer(route, step("7", start=True))
+    removal = asyncio.create_task(remove(route, home, Deadline.after(30.0)))
+    await asyncio.sleep(0.01)
+    route.forget_sequence("net", "1", 7)
+    route.forget_sequence("net", "", 8)
+    assert route.statistics().sequences == 2
+    route.forget_sequence("net", "", "7")
+    route.forget_sequence("net", "", 7)
+    assert route.statistics().sequences == 0
+    await asyncio.wait_for(removal, 5)
+    with pytest.raises(SequenceLostError):
+        await infer(route, step())
 
 
 @pytest.mark.parametrize("failure", [lost, answered(SequenceNotFoundError, "INVALID_ARGUMENT")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.values import Call, ModelSpec, Reply
@@ -59,6 +59,15 @@ class StreamInvoker(Protocol):
 
     def stream(self, call: Call) -> Responses:
         """Return the responses to a call, of which nothing is sent yet."""
+        ...
+
+
+@runtime_checkable
+class SequenceKeeper(StreamInvoker, Protocol):
+    """A stage that remembers where the states of sequences are."""
+
+    def forget_sequence(self, model: str, version: str, number: int | str) -> None:
+        """Take note that a sequence is over, told of its end or not; it may be unknown."""
         ...
 
 

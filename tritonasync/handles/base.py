@@ -66,6 +66,12 @@ class _Renewal:
         return True
 
 
+def no_work(signature: Signature) -> int:
+    """Return how many bytes are written to prepare a call that converts no array."""
+    del signature
+    return 0
+
+
 _renewals: Final[WeakKeyDictionary[ModelCatalog, dict[str, _Renewal]]] = WeakKeyDictionary()
 """Kept by catalog and not by handle: handles are made anew for every call by many users."""
 
@@ -111,6 +117,8 @@ class Request:
 class Handle:
     """A model of a pool, ready to be called. Handles are cheap: make them where they are needed.
 
+    What takes many responses instead is named by ``_many``, for messages.
+
     Args:
         name: The model's name.
         version: The model's version; ``""`` lets the server choose (its latest).
@@ -123,6 +131,8 @@ class Handle:
     Raises:
         ConfigurationError: An option makes no sense.
     """
+
+    _many = "pool.model(…).stream(…)"
 
     def __init__(
         self,
@@ -284,7 +294,7 @@ class Handle:
         if signature.spec.decoupled and not many:
             raise UsageError(
                 f"model {self._name!r} is decoupled: it may answer a request with no response or "
-                "with many, and this call takes exactly one. Use pool.model(…).stream(…), or "
+                f"with many, and this call takes exactly one. Use {self._many}, or "
                 "configure it without model_transaction_policy { decoupled: True } if it always "
                 "gives one",
                 model=self._name,

@@ -1,7 +1,7 @@
 """Where a sequence is in its course: which step may come next, and what a failed one means.
 
 Owns: the phases of a sequence and the flags of its steps; which errors say that its state is gone;
-what an id may be. Pure. Refuses to know: calls, time, who waits for whom.
+what an id and an end flag may be. Pure. Refuses to know: calls, time, who waits for whom.
 
 Invariants: the first step that may have run carries the start flag, and no step after it does; once
 a sequence has ended, was lost or was left, no step comes any more, but for one that closes it.
@@ -9,9 +9,12 @@ a sequence has ended, was lost or was left, no step comes any more, but for one 
 
 from __future__ import annotations
 
+import operator
 import secrets
 from enum import Enum
-from typing import Final
+from typing import Final, SupportsIndex
+
+import numpy as np
 
 from tritonasync.core.errors import (
     ConnectionLostError,
@@ -116,12 +119,12 @@ class Course:
             error speaks for itself.
         """
         if self.phase not in {Phase.READY, Phase.UNDERWAY}:
-            return None
+            return self._lost_already(error)
         if step.start:
             if _may_have_run(error):
-                self.lose(f"its first step may have run or not: {_named(error)}")
+                self.lose(f"its first step may have run or not: {_cause(error)}")
         elif isinstance(error, _GONE):
-            self.lose(_named(error))
+            self.lose(_cause(error))
             return self._lost(error.endpoint)
         elif step.end and _was_tried(error):
             self.phase = Phase.ENDED
@@ -139,8 +142,8 @@ class Course:
             As :meth:`failed` does.
         """
         if self.phase is not Phase.UNDERWAY or not isinstance(error, _GONE):
-            return None
-        self.lose(_named(error))
+            return self._lost_already(error)
+        self.lose(_cause(error))
         return self._lost(error.endpoint)
 
     def leave(self) -> tuple[SequenceStep | None, bool]:
@@ -166,9 +169,18 @@ class Course:
             return None
         return None if self._closed and phase is Phase.LOST else SequenceStep(self.id, end=True)
 
+    def _lost_already(self, error: BaseException) -> SequenceLostError | None:
+        """Return what to raise from an error that comes when the sequence is lost already.
+
+        What lost it may end many steps at once: each caller is told the same.
+        """
+        if self.phase is not Phase.LOST or not isinstance(error, _GONE):
+            return None
+        return self._lost(error.endpoint)
+
     def unclosed(self, error: TritonError) -> SequenceLostError | None:
         """Return what to raise from the error of the closing step; ``None`` for that error."""
-        return self._lost(error.endpoint, _named(error)) if isinstance(error, _GONE) else None
+        return self._lost(error.endpoint, _cause(error)) if isinstance(error, _GONE) else None
 
     def _lost(self, endpoint: str | None = None, why: str = "") -> SequenceLostError:
         return SequenceLostError(
@@ -201,35 +213,63 @@ def _was_tried(error: BaseException) -> bool:
     return not isinstance(error, Exception)
 
 
-def _named(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-# --- ids -----------------------------------------------------------------------------------------
+# --- options -------------------------------------------------------------------------------------
 
 
-def check_id(model: str, number: object) -> None:
-    """Refuse what servers refuse for an id (seen on 2.51).
+def check_end(model: str, end: object) -> bool:
+    """Return whether a step is the last, by Python's bool or numpy's.
 
     Raises:
-        InvalidInputError: It is 0, empty, too long or too large, or neither int nor str.
+        InvalidInputError: It is neither.
     """
-    if isinstance(number, str):
-        fault = _fault_of_text(number)
-    elif isinstance(number, int) and not isinstance(number, bool):
-        fault = _fault_of_number(number)
-    else:
+    if not _is_bool(end):
+        raise InvalidInputError(f"model {model!r}: end is True or False, not {end!r}", model=model)
+    return bool(end)
+
+
+def check_id(model: str, number: object) -> int | str:
+    """Return an id, and refuse what servers refuse or take for another one (seen on 2.51).
+
+    Raises:
+        InvalidInputError: It is 0, empty, too long or too large, neither a whole number nor a
+            string, or a string with a NUL character in it.
+    """
+    taken = number if isinstance(number, str) else _whole_number(number)
+    if taken is None:
         fault = "is a whole number or a string"
-    if fault:
+    else:
+        fault = _fault_of_text(taken) if isinstance(taken, str) else _fault_of_number(taken)
+    if taken is None or fault:
         raise InvalidInputError(
             f"model {model!r}: a sequence's id {fault}, not {number!r}", model=model
         )
+    return taken
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a whole number of any kind, numpy's as well; ``None`` for what is none."""
+    if _is_bool(value) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of others
+        return None
 
 
 def _fault_of_text(text: str) -> str:
     if not text:
         return "is not empty, which means none"
+    if "\0" in text:  # two that begin alike would share one state
+        return "has no NUL character, where the server ends it"
     try:
         fits = len(text.encode()) <= MAX_ID_NBYTES
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.ports import Invoker, ModelCatalog, StreamInvoker
 from tritonasync.core.values import ParameterValue, Reply
-from tritonasync.handles.base import Prepared
+from tritonasync.handles.base import Prepared, no_work
 from tritonasync.handles.named import NamedHandle
 from tritonasync.handles.pieces import Pieces, check_errors
 from tritonasync.handles.roles import roles_of
@@ -143,7 +143,7 @@ class Generator(NamedHandle):
             return Prepared(tensors, rows, None, (roles.text,))
 
         async def begin() -> Begun:
-            return await self._begin(prepare, _no_work, request())
+            return await self._begin(prepare, no_work, request())
 
         return ResponseStream(self._name, begin, text.read, text.finish)
 
@@ -181,12 +181,6 @@ class Generator(NamedHandle):
         )
         async with pieces:
             return "".join([piece async for piece in pieces])
-
-
-def _no_work(signature: Signature) -> int:
-    """Return how many bytes are written for a call: strings are read, not converted."""
-    del signature
-    return 0
 
 
 # --- responses ---------------------------------------------------------------------------------

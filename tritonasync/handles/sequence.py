@@ -16,6 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import aclosing
 from enum import Enum
 from typing import Final, Literal
 
@@ -54,8 +55,8 @@ class SequenceHandle(Steps):
     the block sends a closing request, if a step was sent: with the inputs of ``closing``, or with
     none where all inputs of the model are optional. Where neither is so, nothing is sent, and the
     server forgets the sequence when it was idle for as long as the model allows
-    (``ModelSpec.sequence_idle_s``). Closing is shielded from cancellation, and ends after
-    ``close_timeout_s``; its error is raised unless the block raised one.
+    (``ModelSpec.sequence_idle_s``). Closing is not cut short by cancelling, which takes effect
+    after it, and ends within ``close_timeout_s``; its error is raised unless the block raised one.
 
     **Failures.** A step in which the model raised leaves the sequence where it was, and so does one
     that was refused before it was sent. A step that ran out of time, or whose caller was cancelled,
@@ -79,7 +80,8 @@ class SequenceHandle(Steps):
         number: The sequence's id; ``None`` for one that nobody else has.
         closing: The inputs of the closing request, as for a step.
         close_timeout_s: Seconds for closing.
-        idle_timeout_s: Seconds without a step after which the sequence is closed; ``None``: never.
+        idle_timeout_s: Seconds after which the sequence is closed if no step is out, and no
+            responses to one are to come; ``None``: never.
 
     Raises:
         InvalidInputError: The id makes no sense.
@@ -128,7 +130,8 @@ class SequenceHandle(Steps):
         arrays = self._named(inputs, tensors)
         given = self._parameters(parameters, priority, queue_timeout_us)
         request = Request(self._deadline(timeout_s), given, request_id)
-        _, reply = await self._step(_tensors(arrays, outputs), _work(arrays), request, end=end)
+        last = self._is_last(end)
+        _, reply = await self._step(_tensors(arrays, outputs), _work(arrays), request, end=last)
         return Outputs(reply)
 
     async def one(
@@ -150,7 +153,8 @@ class SequenceHandle(Steps):
         given = self._parameters(parameters, priority, queue_timeout_us)
         request = Request(self._deadline(timeout_s), given, request_id)
         prepare = _tensors(arrays, outputs, item=True)
-        rows, reply = await self._step(prepare, _work(arrays), request, end=end)
+        last = self._is_last(end)
+        rows, reply = await self._step(prepare, _work(arrays), request, end=last)
         return Outputs(reply, _single(reply) if rows else None)
 
     async def map(
@@ -174,7 +178,7 @@ class SequenceHandle(Steps):
             source: Mappings of input names to arrays. It is read in the event loop.
             end: Whether the sequence ends with the last of them. An item is sent only when the next
                 one is there then, or the source has ended: for a live source, its answers come an
-                item late.
+                item late. If the source raises, the sequence does not end with what came before.
             item: Whether arrays come and go without the batch axis, as for :meth:`one`.
             timeout_s: Seconds for each step.
             outputs: Names of the outputs wanted; ``None`` for all.
@@ -185,21 +189,22 @@ class SequenceHandle(Steps):
         Raises:
             TritonError: As the call itself does.
         """
-        call = self.one if item else self
-        items = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
-        inputs = await _next(items)
-        while inputs is not _END:
-            ahead = await _next(items) if end else _END
-            yield await call(
-                inputs,
-                end=end and ahead is _END,
-                timeout_s=timeout_s,
-                outputs=outputs,
-                parameters=parameters,
-                priority=priority,
-                queue_timeout_us=queue_timeout_us,
+        if not isinstance(source, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise self._refuse(
+                f"expected an iterable of mappings, or an asynchronous one, not {source!r}"
             )
-            inputs = ahead if end else await _next(items)
+        call = self.one if item else self
+        async with aclosing(_flagged(source, end=self._is_last(end))) as items:
+            async for inputs, last in items:
+                yield await call(
+                    inputs,
+                    end=last,
+                    timeout_s=timeout_s,
+                    outputs=outputs,
+                    parameters=parameters,
+                    priority=priority,
+                    queue_timeout_us=queue_timeout_us,
+                )
 
     def stream(
         self,
@@ -236,10 +241,11 @@ class SequenceHandle(Steps):
         arrays = self._named(inputs, tensors)
         given = self._parameters(parameters, priority, queue_timeout_us)
         request = self._later(timeout_s, idle_timeout_s, given, request_id)
+        last = self._is_last(end)
 
         async def begin() -> Begun:
             prepare = _tensors(arrays, outputs)
-            return await self._first_response(prepare, _work(arrays), request(), end=end)
+            return await self._first_response(prepare, _work(arrays), request(), end=last)
 
         return ResponseStream(self._name, begin, Outputs)
 
@@ -275,6 +281,29 @@ def _single(reply: Reply) -> int:
                 model=reply.model,
             )
     return 0
+
+
+async def _flagged(
+    source: Iterable[Inputs] | AsyncIterable[Inputs], *, end: bool
+) -> AsyncGenerator[tuple[Inputs, bool], None]:
+    """Yield each item of a source and whether a sequence ends with it: the last one, if asked.
+
+    If the source raises, what it gave before comes first, and none of it is the last.
+    """
+    items = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
+    held = await _next(items)
+    while held is not _END:
+        if not end:
+            yield held, False
+            held = await _next(items)
+            continue
+        try:
+            ahead = await _next(items)
+        except Exception:
+            yield held, False
+            raise
+        yield held, ahead is _END
+        held = ahead
 
 
 async def _next(items: Iterator[Inputs] | AsyncIterator[Inputs]) -> Inputs | Literal[_End.END]:

@@ -6,7 +6,8 @@ and what a failed one means (``course`` does), which endpoint has the state (the
 
 Invariants: a step is sent when the one before it was answered, or given up; nothing is ever sent
 twice here; what was entered and has begun is closed at the end of its block whatever ended it,
-where the model allows it, within ``close_timeout_s``.
+where the model allows it, within ``close_timeout_s``; the stages below are told that it is over,
+closed or not; whatever closes it runs in a task that the end of the block waits for.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ import numpy.typing as npt
 from anyio import CancelScope
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import InvalidInputError, TritonError, UsageError
-from tritonasync.core.ports import Invoker, ModelCatalog, Responses, StreamInvoker
-from tritonasync.core.values import ModelSpec, Reply, SequenceStep
-from tritonasync.handles.base import Prepared, Request
-from tritonasync.handles.course import Course, Phase, check_id, make_id
+from tritonasync.core.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    TritonError,
+    UsageError,
+)
+from tritonasync.core.ports import Invoker, ModelCatalog, Responses, SequenceKeeper, StreamInvoker
+from tritonasync.core.values import ModelSpec, Parameters, ParameterValue, Reply, SequenceStep
+from tritonasync.handles.base import Prepared, Request, no_work
+from tritonasync.handles.course import Course, Phase, check_end, check_id, make_id
 from tritonasync.handles.named import NamedHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
@@ -36,11 +42,15 @@ _C = TypeVar("_C")
 CLOSE_TIMEOUT_S: Final = 5.0
 """How long leaving a sequence may take, unless told otherwise."""
 
+_OWN_PARAMETERS: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
 
 
 class Steps(NamedHandle):
     """The steps of one sequence, taken one at a time; see ``SequenceHandle`` for the arguments."""
+
+    _many = "sequence.stream(…)"
 
     def __init__(
         self,
@@ -60,16 +70,16 @@ class Steps(NamedHandle):
         super().__init__(
             name, version, invoker, catalog, timeout_s=timeout_s, casting=casting, idempotent=False
         )
-        if number is not None:
-            check_id(name, number)
         self._streamer = streamer
-        self._number = number
+        self._keeper = streamer if isinstance(streamer, SequenceKeeper) else None
+        self._number = None if number is None else check_id(name, number)
         self._closing = None if closing is None else self._named(closing, {})
         self._close_s = Deadline.after(close_timeout_s, name="close_timeout_s").timeout_s
         self._idle_s = Deadline.after(idle_timeout_s, name="idle_timeout_s").timeout_s
         self._course = Course(name)
         self._spec: ModelSpec | None = None
         self._turns = asyncio.Lock()  # first come, first served
+        self._coming = 0  # steps of which responses may still come after the first
         self._timer: asyncio.TimerHandle | None = None
         self._expiry: asyncio.Task[None] | None = None
 
@@ -102,7 +112,7 @@ class Steps(NamedHandle):
             UsageError: The model takes no sequences, or no such id; or this one was used before.
             TritonError: As ``spec()`` raises it.
         """
-        prepared = await self._prepared(self._checked, _no_work, self._deadline(None), many=True)
+        prepared = await self._prepared(self._checked, no_work, self._deadline(None), many=True)
         self._spec = spec = prepared.context
         made = make_id(text=spec.sequence_ids == "string")
         self._course.enter(made if self._number is None else self._number)
@@ -134,19 +144,23 @@ class Steps(NamedHandle):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        leaving = asyncio.get_running_loop().create_task(self._leave())
         try:
-            with CancelScope(shield=True):
-                await self._leave()
+            await _outlast(leaving)
         except TritonError:
             if error is None:
                 raise
         finally:
-            self._course.leave()
+            del leaving  # whose error holds this frame
 
     async def _leave(self) -> None:
         """Close the sequence when the steps before have had their turn."""
         request = Request(Deadline.after(self._close_s))
-        await self._take_turn(request.deadline)
+        try:
+            await self._take_turn(request.deadline)
+        except TritonError:
+            self._forget(self._course.leave()[0])
+            raise
         try:
             request.sequence, must = self._course.leave()
             await self._close(request, must=must)
@@ -155,19 +169,37 @@ class Steps(NamedHandle):
 
     async def _close(self, request: Request, *, must: bool) -> None:
         spec = self._spec
-        if request.sequence is None or spec is None or not self._closable(spec):
-            return
         try:
+            if request.sequence is None or spec is None or not self._closable(spec):
+                return
             if spec.decoupled:
-                responses, _ = await self._begin(self._last, _no_work, request)
-                async for _ in responses:
-                    pass
+                await self._close_decoupled(request)
             else:
-                await self._infer(self._last, _no_work, request)
+                await self._infer(self._last, no_work, request)
         except TritonError as error:
             if must:
                 self._raise_loss(self._course.unclosed(error), error)
                 raise
+        finally:
+            self._forget(request.sequence)
+
+    async def _close_decoupled(self, request: Request) -> None:
+        responses, _ = await self._begin(self._last, no_work, request)
+        try:
+            async with asyncio.timeout(request.deadline.wait_s()):
+                async for _ in responses:
+                    pass
+        except DeadlineExceededError:
+            raise
+        except TimeoutError:
+            raise request.deadline.error("responses", model=self._name) from None
+        finally:
+            responses.leave()
+
+    def _forget(self, step: SequenceStep | None) -> None:
+        """Say that the sequence is over, if the step that was to close it says that it was not."""
+        if step is not None and self._keeper is not None:
+            self._keeper.forget_sequence(self._name, self._version, step.id)
 
     def _closable(self, spec: ModelSpec) -> bool:
         return self._closing is not None or all(tensor.optional for tensor in spec.inputs)
@@ -178,6 +210,24 @@ class Steps(NamedHandle):
         return Prepared(*signature.bind(self._closing), None)
 
     # --- steps ----------------------------------------------------------------------------------
+
+    def _parameters(
+        self,
+        parameters: Mapping[str, ParameterValue] | None,
+        priority: int,
+        queue_timeout_us: int,
+    ) -> Parameters:
+        given = super()._parameters(parameters, priority, queue_timeout_us)
+        for name, _ in given:
+            if name in _OWN_PARAMETERS:
+                raise self._refuse(
+                    f"the parameter {name!r} is the sequence's own: give the id to "
+                    "model.sequence(…), and end=True to the last step"
+                )
+        return given
+
+    def _is_last(self, end: object) -> bool:
+        return check_end(self._name, end)
 
     async def _step(
         self,
@@ -219,9 +269,15 @@ class Steps(NamedHandle):
                 self._raise_loss(self._course.failed(step, error), error)
                 raise
             self._course.answered(step)
-            return _Watched(responses, self._broke), first
+            self._coming += 1
+            return _Watched(responses, self._broke, self._come), first
         finally:
             self._end_turn()
+
+    def _come(self) -> None:
+        """Take note that no more responses to a step are to come."""
+        self._coming -= 1
+        self._rest()
 
     def _broke(self, error: TritonError) -> None:
         self._raise_loss(self._course.broke(error), error)
@@ -251,7 +307,13 @@ class Steps(NamedHandle):
 
     def _end_turn(self) -> None:
         self._turns.release()
-        if self._idle_s < math.inf and self._course.phase is Phase.UNDERWAY:
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let the idle time begin if nothing is out."""
+        if self._idle_s == math.inf or self._course.phase is not Phase.UNDERWAY:
+            return
+        if self._timer is None and not self._coming and not self._turns.locked():
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._idle_s, self._expire)
 
@@ -261,23 +323,53 @@ class Steps(NamedHandle):
         why = f"no step came for {self._idle_s:g} s, its idle_timeout_s"
         step = self._course.expire(why)
         if step is not None:
+            # Once, for it is lost now. It takes its turn before the end of the block does, which
+            # so waits for it; and its time is up before that of the end.
             self._expiry = asyncio.get_running_loop().create_task(self._close_idle(step))
 
     async def _close_idle(self, step: SequenceStep) -> None:
         request = Request(Deadline.after(self._close_s), sequence=step)
-        await self._turns.acquire()
+        await self._turns.acquire()  # of steps that are refused at once
         try:
             await self._close(request, must=False)
         finally:
             self._turns.release()
 
 
-class _Watched:
-    """Responses whose breaking off is told to the sequence."""
+async def _outlast(task: asyncio.Task[None]) -> None:
+    """Wait for a task, however often the waiting is cancelled, and raise its error.
 
-    def __init__(self, responses: Responses, broke: Callable[[TritonError], None]) -> None:
+    The shield holds off anyio's cancelling, and the loop asyncio's, which takes effect at the end.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        with CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait({task})
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            if not task.cancelled():
+                task.exception()  # which gives way, and is not to be complained about
+            raise cancelled
+        task.result()
+    finally:
+        del cancelled, task  # which hold this frame, and with it each other
+
+
+class _Watched:
+    """Responses of which the sequence is told when they break off, and when they are left."""
+
+    def __init__(
+        self,
+        responses: Responses,
+        broke: Callable[[TritonError], None],
+        over: Callable[[], None],
+    ) -> None:
         self._responses = responses
         self._broke = broke
+        self._over: Callable[[], None] | None = over
 
     def __aiter__(self) -> Self:
         return self
@@ -289,11 +381,8 @@ class _Watched:
             self._broke(error)
             raise
 
-    def leave(self) -> None:
+    def leave(self) -> None:  # a ``ResponseStream`` does so at the end, too
         self._responses.leave()
-
-
-def _no_work(signature: Signature) -> int:
-    """Say that preparing takes no time."""
-    del signature
-    return 0
+        over, self._over = self._over, None
+        if over is not None:
+            over()

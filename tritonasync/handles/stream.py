@@ -52,8 +52,8 @@ class ResponseStream(Generic[_T_co]):
     sends is dropped.
 
     A stream belongs to one task at a time. If a task is cancelled while it waits for the first
-    response, the stream is over; while it waits for a later one, nothing is lost, and the next
-    ``async for`` over the same stream goes on.
+    response, the stream is over, and who asks for another one is told so, once; while it waits for
+    a later one, nothing is lost, and the next ``async for`` over the same stream goes on.
 
     Args:
         model: The model's name, for messages.
@@ -63,6 +63,7 @@ class ResponseStream(Generic[_T_co]):
     """
 
     _over = False
+    _deserted = False  # over, for who waited for the first response was cancelled
     _responses: Responses | None = None
 
     def __init__(
@@ -93,7 +94,8 @@ class ResponseStream(Generic[_T_co]):
 
         Raises:
             StopAsyncIteration: There is no more.
-            UsageError: Another task is waiting for it; or the call was refused before it was sent.
+            UsageError: Another task is waiting for it; the call was refused before it was sent; or
+                who waited for the first response was cancelled.
             DeadlineExceededError: The first response took longer than ``timeout_s``, or another one
                 longer than ``idle_timeout_s`` (stage ``"responses"``).
             ResponseOverflowError: The loop fell too far behind.
@@ -106,6 +108,8 @@ class ResponseStream(Generic[_T_co]):
                 "stream; one task at a time may, since each response is given out once",
                 model=self._model,
             )
+        if self._deserted:
+            raise self._desertion()
         self._waiting = True
         try:
             while not self._over:
@@ -123,6 +127,15 @@ class ResponseStream(Generic[_T_co]):
             self._waiting = False
         return self._last()
 
+    def _desertion(self) -> UsageError:
+        """Return the error of a stream that would look like an empty one otherwise."""
+        self._deserted = False
+        return UsageError(
+            f"model {self._model!r}: the stream is over: it was cancelled before its first "
+            "response, which is to leave it",
+            model=self._model,
+        )
+
     async def _first(self) -> Reply:
         begin, self._begin = self._begin, None  # what is sent may be freed
         begun: Begun | None = None
@@ -130,8 +143,9 @@ class ResponseStream(Generic[_T_co]):
             assert begin is not None  # noqa: S101 - only a stream that is over has begun before
             with CancelScope() as self._first_scope:
                 begun = await begin()
-        except BaseException:
+        except BaseException as error:
             self._over = True  # cancelled, too: who begins a call and leaves has left it
+            self._deserted = isinstance(error, asyncio.CancelledError)
             raise
         finally:
             self._first_scope = None
@@ -161,6 +175,7 @@ class ResponseStream(Generic[_T_co]):
 
     def _leave(self) -> None:
         self._over = True
+        self._deserted = False
         if self._first_scope is not None:
             self._first_scope.cancel()
         responses, self._responses = self._responses, None

@@ -256,7 +256,8 @@ class Router:
         """Run one step of a sequence where the sequence's state is.
 
         A step changes the state, so that none is sent twice; only the first may go elsewhere, if it
-        certainly did not run.
+        certainly did not run. If it may have run, the sequence is remembered, for a step that
+        closes it.
         """
         errand = Errand(
             (call.model, call.version), call.deadline, idempotent=False, began=time.monotonic()
@@ -278,8 +279,8 @@ class Router:
             self._begin(errand.began)
             return await self._attempt(errand, member, take, rows)
         except TritonError as error:
-            # Without its first step there is no sequence.
-            over = step.start or step.end or isinstance(error, SequenceNotFoundError)
+            unbegun = step.start and not error.may_have_executed
+            over = unbegun or step.end or isinstance(error, SequenceNotFoundError)
             raise
         finally:
             if over:
@@ -300,6 +301,10 @@ class Router:
         member = self.fleet.pick((call.model, call.version), now, call.rows or 1)
         self._pins.pin(key, member, now)
         return member
+
+    def forget_sequence(self, model: str, version: str, number: int | str) -> None:
+        """Take note that a sequence is over (this is a :class:`SequenceKeeper`, too)."""
+        self._end((model, version, number))
 
     def _end(self, key: SequenceKey) -> None:
         member = self._pins.find(key, time.monotonic())

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, WrongContextError
-from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, Responses, StreamInvoker
+from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, Responses, SequenceKeeper
 from tritonasync.core.values import Call, ModelSpec, Reply
 
 _generation = 0
@@ -59,7 +59,7 @@ class Gate:
         self._generation = _generation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stages: tuple[Invoker, ModelCatalog] | None = None  # while open
-        self._streamer: StreamInvoker | None = None
+        self._streamer: SequenceKeeper | None = None
         self._lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None
         self._inside = 0
         self._empty: asyncio.Event | None = None
@@ -105,7 +105,7 @@ class Gate:
         catalog: ModelCatalog,
         lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None,
         *,
-        streamer: StreamInvoker | None = None,
+        streamer: SequenceKeeper | None = None,
     ) -> None:
         """Let calls in, to the given stages; ``lane`` gives the short way of items like a call's.
 
@@ -195,6 +195,11 @@ class Gate:
         """Drop what is remembered of a model; nothing to do where the pool is not open."""
         if self._stages is not None:
             self._stages[1].forget(model)
+
+    def forget_sequence(self, model: str, version: str, number: int | str) -> None:
+        """Pass on that a sequence is over; nothing to do where the pool is not open."""
+        if self._stages is not None and self._streamer is not None:
+            self._streamer.forget_sequence(model, version, number)
 
     def _leave(self) -> None:
         self._inside -= 1
