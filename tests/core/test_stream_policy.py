@@ -23,6 +23,12 @@ def test_what_counts_is_a_whole_number_from_one_on(name, value):
         StreamPolicy(**{name: value})
 
 
+def test_decoupled_models_share_or_do_not():
+    assert StreamPolicy(share_decoupled=True).share_decoupled
+    with pytest.raises(ConfigurationError, match="share_decoupled is True or False"):
+        StreamPolicy(share_decoupled=1)
+
+
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "10", None])
 def test_an_idle_stream_is_closed_after_some_time(value):
     with pytest.raises(ConfigurationError, match="idle_close_s is more than 0 seconds"):

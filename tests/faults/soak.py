@@ -1,8 +1,8 @@
 """The long campaign: ``nox -s soak``, or ``python -m tests.faults.soak [part …]``.
 
 Each part prints what it found and fails by raising. What takes seconds in ``tests/faults`` takes
-minutes here: servers die and come back for a while, 200,000 calls are abandoned, and a million
-answered.
+minutes here: servers die and come back for a while, 200,000 calls are abandoned, and as many
+requests on streams, and a million answered.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import inspect
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ import psutil
 from anyio import to_thread
 
 from tests.faults.load import Load, server, until_healthy
+from tests.faults.test_streams import abandon, ident, repeat, serve
 from tritonasync import BatchPolicy, TritonPool
 from tritonasync.core.errors import DeadlineExceededError
 from tritonasync.core.resilience import HealthPolicy
@@ -126,6 +128,39 @@ async def _cancel(model, chance: random.Random) -> int:
     return sum(call.cancelled() for call in calls)
 
 
+async def streams(calls: int = 100_000) -> None:
+    """Requests on streams, left at once, late or half-read; server 2.51 lives.
+
+    Those of one kind of model after those of the other: it does not bear them together.
+    """
+    for call in (ident, repeat):
+        chance = random.Random(1)
+        given_up: Counter[type[BaseException]] = Counter()
+        with serve("ident", "repeat") as triton:
+            async with TritonPool(
+                triton.grpc_url, batching=None, transport="stream", close_timeout_s=60
+            ) as pool:
+                before: dict[str, float] = {}
+                for made in range(0, calls, 100):
+                    given_up += await abandon(pool, call, chance)
+                    if made % BACKLOG == 0:
+                        await _quiet(pool)
+                    if made == calls // 5:  # what is allocated once is
+                        before = _resources()
+                await _quiet(pool)
+                assert triton.running, triton.log_tail()
+                (endpoint,) = pool.statistics().endpoints
+                assert endpoint.failed == 0
+                expired, cancelled = (
+                    given_up[kind] for kind in (DeadlineExceededError, asyncio.CancelledError)
+                )
+                print(
+                    f"  {call.__name__}: {calls:,} requests, {expired:,} expired, {cancelled:,} "
+                    f"cancelled; {endpoint.abandoned:,} abandoned on streams; the server lives"
+                )
+                await _settle(before, "streams", slack=20)
+
+
 async def million(calls: int = 1_000_000) -> None:
     """A million answered calls; memory, tasks and descriptors stay where they are."""
     with contextlib.ExitStack() as stack:
@@ -210,6 +245,7 @@ async def _quiet(pool: TritonPool) -> None:
 PARTS: dict[str, Callable[[], Awaitable[None]]] = {
     "deaths": deaths,
     "abandonment": abandonment,
+    "streams": streams,
     "million": million,
 }
 

@@ -222,7 +222,7 @@ async def test_a_slow_loop_gets_everything_and_holds_up_nobody(pool, repeat):
 
 
 async def test_a_loop_that_falls_too_far_behind_is_told_after_what_was_kept(server):
-    little = StreamPolicy(max_streams=1, max_buffered=4, max_overrun=8)
+    little = StreamPolicy(max_streams=1, max_buffered=4, max_overrun=8, share_decoupled=True)
     async with TritonPool(server.grpc_url, streams=little) as pool:
         repeat = pool.model("repeat")
         stream, got = repeat.stream(COUNT=[2000]), []

@@ -140,14 +140,18 @@ class StreamPolicy:
     """How requests share the streams to a server, and how much is kept for slow readers.
 
     Attributes:
-        max_streams: Streams to one server that are open for new requests. Others are opened beside
-            the first only when there is enough to do for them, or when an answer would have to wait
-            for another model's (a server answers in turn on one stream).
-        max_buffered: Responses kept for one reader of many; with more, no new requests are put on
-            his stream, and when nobody but such readers is left on it, the server is held back.
+        max_streams: Streams to one server that requests share, or that wait for their next request.
+            Others are opened beside the first only when there is enough to do for them, or when an
+            answer would have to wait for another model's (a server answers in turn on one stream).
+            A request of a decoupled model has a stream to itself, beyond these, while it lasts.
+        share_decoupled: Whether such requests share streams, too, by model and version. A server
+            that lacks the model, because it is unloaded under load, dies of it (seen on 2.51).
+        max_buffered: Responses kept for one reader of many; with more, the server is held back, as
+            soon as nobody else on that stream has room for what comes.
         max_buffered_nbytes: The same, in bytes.
-        max_overrun: Responses kept for one reader at the most, while others on his stream are
-            served; then he is told with a :class:`~tritonasync.core.errors.ResponseOverflowError`.
+        max_overrun: Responses kept for one reader at the most, where the server is not held back:
+            others on his stream are served, or the pool is closing. Then he is told with a
+            :class:`~tritonasync.core.errors.ResponseOverflowError`.
         max_overrun_nbytes: The same, in bytes.
         idle_close_s: Seconds after which a stream with nothing to do is closed. An open one holds
             up the exit of a server (2.51 waits for more than 40 s).
@@ -157,6 +161,7 @@ class StreamPolicy:
     """
 
     max_streams: int = 4
+    share_decoupled: bool = False
     max_buffered: int = 256
     max_buffered_nbytes: int = 4 << 20
     max_overrun: int = 16_384
@@ -171,6 +176,10 @@ class StreamPolicy:
                 raise ConfigurationError(
                     f"StreamPolicy: {name} is a whole number from 1 on, not {value!r}"
                 )
+        if not isinstance(self.share_decoupled, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"StreamPolicy: share_decoupled is True or False, not {self.share_decoupled!r}"
+            )
         for kept, most in zip(counts[:2], counts[2:], strict=True):
             low, high = getattr(self, kept), getattr(self, most)
             if low > high:

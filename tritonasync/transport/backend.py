@@ -6,6 +6,7 @@ other endpoints.
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tritonasync.core.ports import Responses
 from tritonasync.core.values import Call, ModelSpec, Reply
 from tritonasync.transport.auto import AutoInvoker
 from tritonasync.transport.control import Control
-from tritonasync.transport.endpoint import Endpoint
+from tritonasync.transport.endpoint import TEARDOWN_S, Endpoint
 from tritonasync.transport.statistics import EndpointStatistics
 from tritonasync.transport.streamed import OneResponse, StreamedInvoker
 from tritonasync.transport.streams import Streams
@@ -134,6 +135,7 @@ class EndpointBackend:
         await self.streams.aclose()
         await self._auto.aclose()
         if torn:
+            await asyncio.sleep(TEARDOWN_S)
             warnings.warn(
                 f"{self.target}: {torn} requests were still out on streams when the pool's closing "
                 f"time of {deadline.timeout_s:g} s was over; they were torn down",

@@ -45,7 +45,9 @@ _RPC_LONGEST_S: Final = 86_400.0
 """gRPC's own deadline for a caller without one: a day. No deadline at all would never let go of a
 call whose server is gone without a word."""
 
-_TEARDOWN_S: Final = 0.05
+TEARDOWN_S: Final = 0.05
+"""gRPC reports the end of each torn call to its event loop a moment later; were the loop closed by
+then, the report would be raised in another loop of the process."""
 
 
 class Endpoint:
@@ -274,9 +276,7 @@ class Endpoint:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not torn:
             return
-        # gRPC reports the end of each torn call to this event loop a moment later; were the loop
-        # closed by then, the report would be raised in another loop of the process.
-        await asyncio.sleep(_TEARDOWN_S)
+        await asyncio.sleep(TEARDOWN_S)
         warnings.warn(
             f"{self.target}: {torn} calls were still out when the pool's closing time of "
             f"{deadline.timeout_s:g} s was over; they were torn down",

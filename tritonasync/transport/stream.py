@@ -76,6 +76,7 @@ class Stream:
         connection: The number of the lane's connection when the stream was opened.
         requests: What is out on it.
         retired: Whether it takes no more requests.
+        freed: Called when all requests that it had are over.
         shared: Whether it is for whoever comes.
         only: The decoupled model that it is for; ``None`` if it is for others.
         used_at: When something was last put on it, or came from it, on the monotonic clock.
@@ -97,6 +98,7 @@ class Stream:
         self.requests: Multiplex[Sink] = Multiplex()
         self.retired = False
         self.shared = True
+        self.freed: Callable[[Stream], None] | None = None
         self.only: ModelKey | None = None
         self.used_at = self.heard_at = time.monotonic()
         self._ended = ended
@@ -140,6 +142,12 @@ class Stream:
         self.requests.note(request, Event.LEAVING)
         request.sink.place = None  # which holds the request, which holds the sink
         self._read_on()
+        self._tell_free()
+
+    def _tell_free(self) -> None:
+        """Tell that it has nothing to do, if somebody wants to know."""
+        if self.freed is not None and not self.retired and not self.requests:
+            self.freed(self)
 
     def make_room(self, request: Waiting) -> None:
         """Take note that who waits for a request has room for more again."""
@@ -259,6 +267,7 @@ class Stream:
         if request.state is State.OVER:
             request.sink.place = None
             self._count(failed=request.failed or bool(response.error), left=left)
+            self._tell_free()
 
     def _fail(self, request: Waiting, details: str, *, told: bool) -> None:
         """Tell who waits of an error, if somebody does, and heed what it says of the server."""
