@@ -706,7 +706,7 @@ async def test_a_stream_of_ones_own_is_cancelled_at_any_turn_and_ends(turn):
             reader.cancel()
             await asyncio.wait({reader})
             # But for the first, opened before that was known, and what was withdrawn and is free.
-            await until(lambda: client.streams.open - len(client.streams._free) == 1)
+            await until(lambda: client.streams.open - len(client.streams._spares) == 1)
         assert client.backend.statistics().in_flight == 0
 
 

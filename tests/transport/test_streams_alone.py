@@ -7,14 +7,21 @@ import asyncio
 import pytest
 
 from tests.transport.scripted_streams import Client, StreamServer, until
-from tritonasync.core.errors import ModelNotFoundError
+from tritonasync.core.errors import ModelNotFoundError, ModelNotReadyError
 from tritonasync.core.policies import StreamPolicy
+from tritonasync.transport import choosing
 
 pytestmark = pytest.mark.anyio
 
 
 def client_of(server, policy=None, **options):
     return Client(server.target, policy, share=False, **options)
+
+
+@pytest.fixture
+def unrested(monkeypatch):
+    """Streams are used again at once."""
+    monkeypatch.setattr(choosing, "REST_S", 0.0)
 
 
 def end_all(server):
@@ -37,7 +44,7 @@ async def test_requests_that_are_out_at_once_have_a_stream_each():
         await asyncio.gather(*readers)
 
 
-async def test_one_after_the_other_they_have_the_same_stream():
+async def test_one_after_the_other_they_have_the_same_stream(unrested):
     async with StreamServer() as server, client_of(server) as client:
         for n in range(5):
             reader = client.read(n, model=f"m{n % 2}")
@@ -47,9 +54,42 @@ async def test_one_after_the_other_they_have_the_same_stream():
         assert len(server.streams) == 1
 
 
-async def test_streams_that_are_free_are_kept_up_to_the_most():
-    policy = StreamPolicy(max_streams=2)
-    async with StreamServer() as server, client_of(server, policy) as client:
+async def test_a_stream_rests_before_it_is_used_again():
+    """The server may not have taken note yet that it has answered, and a refusal would kill it."""
+    async with StreamServer() as server, client_of(server) as client:
+        for streams in (1, 2):
+            reader = client.read(1)
+            await out(server, 1)
+            end_all(server)
+            await reader
+            assert len(server.streams) == streams
+        await asyncio.sleep(choosing.REST_S)
+        reader = client.read(1)
+        await out(server, 1)
+        end_all(server)
+        await reader
+        assert len(server.streams) == 2
+
+
+async def test_a_server_that_goes_down_is_left_no_stream_that_waits_for_work():
+    async with StreamServer() as server, client_of(server) as client:
+        readers = [client.read(n) for n in (1, 2, 3)]
+        await out(server, 3)
+        for stream in server.streams[:2]:
+            stream.close(stream.asked.pop())
+        stream = server.streams[2]
+        await until(lambda: len(client.streams._spares) == 2)
+        stream.refuse(
+            stream.asked.pop(), "Request for unknown model: 'm' has no available versions"
+        )
+        outcomes = await asyncio.gather(*readers, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes].count(ModelNotReadyError) == 1
+        await until(lambda: client.streams.open == 0)
+
+
+async def test_streams_that_are_free_are_kept_up_to_a_number(monkeypatch):
+    monkeypatch.setattr(choosing, "MAX_SPARES", 2)
+    async with StreamServer() as server, client_of(server) as client:
         readers = [client.read(n) for n in range(6)]
         await out(server, 6)
         end_all(server)
@@ -58,7 +98,7 @@ async def test_streams_that_are_free_are_kept_up_to_the_most():
         assert sum(stream.over.is_set() for stream in server.streams) == 4
 
 
-async def test_a_stream_is_free_when_the_server_has_ended_what_its_reader_has_left():
+async def test_a_stream_is_free_when_the_server_has_ended_what_its_reader_has_left(unrested):
     async with StreamServer() as server, client_of(server) as client:
         leaving = client.responses(1)
         first = client.first(leaving)
@@ -79,7 +119,7 @@ async def test_a_stream_is_free_when_the_server_has_ended_what_its_reader_has_le
         await third
 
 
-async def test_one_withdrawn_before_it_was_sent_leaves_its_stream_free():
+async def test_one_withdrawn_before_it_was_sent_leaves_its_stream_free(unrested):
     async with StreamServer() as server, client_of(server) as client:
         reader = client.read(1)
         await asyncio.sleep(0)

@@ -140,10 +140,10 @@ class StreamPolicy:
     """How requests share the streams to a server, and how much is kept for slow readers.
 
     Attributes:
-        max_streams: Streams to one server that requests share, or that wait for their next request.
-            Others are opened beside the first only when there is enough to do for them, or when an
-            answer would have to wait for another model's (a server answers in turn on one stream).
-            A request of a decoupled model has a stream to itself, beyond these, while it lasts.
+        max_streams: Streams to one server that requests share. Others are opened beside the first
+            only when there is enough to do for them, or when an answer would have to wait for
+            another model's (a server answers in turn on one stream). A request of a decoupled model
+            has a stream to itself, beyond these, while it lasts.
         share_decoupled: Whether such requests share streams, too, by model and version. A server
             that lacks the model, because it is unloaded under load, dies of it (seen on 2.51).
         max_buffered: Responses kept for one reader of many; with more, the server is held back, as

@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -61,6 +60,22 @@ class Tally:
     abandoned: int = 0
 
 
+class Watcher(Protocol):
+    """Who wants to know what becomes of a stream."""
+
+    def freed(self, stream: Stream) -> None:
+        """Take note that all requests it had are over."""
+        ...
+
+    def unready(self) -> None:
+        """Take note that the server said of itself, or of a model, that it is not ready."""
+        ...
+
+    def ended(self, stream: Stream) -> None:
+        """Take note that it is over, in whichever way."""
+        ...
+
+
 class Stream:
     """A stream, open from now on. Made in the running event loop.
 
@@ -69,15 +84,15 @@ class Stream:
         lane: The channel that the stream is on.
         metadata: The headers it is opened with.
         tally: Counts what becomes of its requests.
-        ended: Called when it is over, in whichever way.
+        watcher: Told of what becomes of the stream.
 
     Attributes:
         lane: The channel.
         connection: The number of the lane's connection when the stream was opened.
         requests: What is out on it.
         retired: Whether it takes no more requests.
-        freed: Called when all requests that it had are over.
         shared: Whether it is for whoever comes.
+        alone: Whether each request on it has it to itself.
         only: The decoupled model that it is for; ``None`` if it is for others.
         used_at: When something was last put on it, or came from it, on the monotonic clock.
         heard_at: When something last came from it, or it was opened.
@@ -89,7 +104,7 @@ class Stream:
         lane: Lane,
         metadata: Metadata,
         tally: Tally,
-        ended: Callable[[Stream], None],
+        watcher: Watcher,
     ) -> None:
         self._link = link
         self._tally = tally
@@ -98,10 +113,10 @@ class Stream:
         self.requests: Multiplex[Sink] = Multiplex()
         self.retired = False
         self.shared = True
-        self.freed: Callable[[Stream], None] | None = None
+        self.alone = False
         self.only: ModelKey | None = None
         self.used_at = self.heard_at = time.monotonic()
-        self._ended = ended
+        self._watcher = watcher
         self._queue: deque[tuple[Waiting, bytes]] = deque()
         self._heard = False
         self._draining = False
@@ -145,9 +160,9 @@ class Stream:
         self._tell_free()
 
     def _tell_free(self) -> None:
-        """Tell that it has nothing to do, if somebody wants to know."""
-        if self.freed is not None and not self.retired and not self.requests:
-            self.freed(self)
+        """Tell that it has nothing to do."""
+        if not self.retired and not self.requests:
+            self._watcher.freed(self)
 
     def make_room(self, request: Waiting) -> None:
         """Take note that who waits for a request has room for more again."""
@@ -276,6 +291,7 @@ class Stream:
             # A server that goes down unloads its models first, and then waits for the end of all
             # streams, for 30 s and more.
             self.retire()
+            self._watcher.unready()
         if told:
             request.sink.fail(error)
 
@@ -293,7 +309,7 @@ class Stream:
         self._send_on()
         self._break(self._meaning(failure))
         self._link.land(self.lane)
-        self._ended(self)
+        self._watcher.ended(self)
 
     def _meaning(self, failure: BaseException | None) -> TransportError | ServerError:
         """Return what the end of the stream means for those who wait."""

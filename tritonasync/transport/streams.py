@@ -43,7 +43,7 @@ from tritonasync.core.policies import StreamPolicy
 from tritonasync.core.values import Call
 from tritonasync.core.watch import Watch
 from tritonasync.transport.channel import Metadata
-from tritonasync.transport.choosing import choose
+from tritonasync.transport.choosing import Spares, choose
 from tritonasync.transport.link import Link
 from tritonasync.transport.multiplex import ModelKey, Request, State
 from tritonasync.transport.stream import Sink, Stream, Tally, Waiting
@@ -115,7 +115,7 @@ class Streams:
         self._settled: asyncio.Task[None] | None = None
         self._plain_used = False
         self._streams: list[Stream] = []  # those that are not over
-        self._free: list[Stream] = []  # those of them that the next may have to itself
+        self._spares = Spares()
         self._sequences: dict[_SequenceKey, Stream] = {}  # those of them that are a sequence's own
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -240,7 +240,7 @@ class Streams:
     def _find(self, call: Call, *, ordered: bool, alone: bool) -> Stream | None:
         """Return the stream for a request; ``None`` if it is to be a new one."""
         if alone:
-            return self._free_one()
+            return self._spares.take(time.monotonic())
         if call.sequence is None:
             key = call.model, call.version
             shared = self._shared(None if ordered else key)
@@ -248,20 +248,14 @@ class Streams:
         stream = self._sequences.get(_sequence(call))
         return None if stream is None or stream.retired or not stream.on_lane() else stream
 
-    def _free_one(self) -> Stream | None:
-        """Return a stream that a request had to itself, and that has nothing to do."""
-        while self._free:
-            stream = self._free.pop()
-            if not stream.retired and stream.on_lane():
-                return stream
-            stream.retire()
-        return None
+    def freed(self, stream: Stream) -> None:
+        """Keep a stream that a request had to itself for another one."""
+        if stream.alone:
+            self._spares.add(stream)
 
-    def _set_free(self, stream: Stream) -> None:
-        if len(self._free) < self.policy.max_streams:
-            self._free.append(stream)
-        else:
-            stream.retire()
+    def unready(self) -> None:
+        """Close what is free: a server that goes down waits for the end of all streams."""
+        self._spares.retire()
 
     def _shared(self, only: ModelKey | None) -> list[Stream]:
         """Return the streams that requests may share, all of one model or of none in particular."""
@@ -272,20 +266,20 @@ class Streams:
         return [stream for stream in shared if not stream.retired]
 
     def _open(self, metadata: Metadata, call: Call, *, ordered: bool, alone: bool) -> Stream:
-        stream = Stream(self.link, self.link.lane(), metadata, self.tally, self._ended)
+        stream = Stream(self.link, self.link.lane(), metadata, self.tally, self)
         self._streams.append(stream)
         stream.only = None if ordered else (call.model, call.version)
         stream.shared = call.sequence is None and not alone
-        if alone:
-            stream.freed = self._set_free
-        elif call.sequence is not None:
+        stream.alone = alone
+        if not alone and call.sequence is not None:
             self._sequences[_sequence(call)] = stream
         self._all_over.clear()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         return stream
 
-    def _ended(self, stream: Stream) -> None:
+    def ended(self, stream: Stream) -> None:
+        """Forget a stream that is over."""
         self._streams.remove(stream)
         if not stream.shared:
             for key in [key for key, held in self._sequences.items() if held is stream]:
@@ -321,7 +315,6 @@ class Streams:
     def _sweep(self) -> None:
         """Close what has nothing to do, and what is stuck or on a channel that is not used."""
         now = time.monotonic()
-        self._free = [stream for stream in self._free if not stream.retired]
         for stream in self._streams:
             idle = not stream.load and now - stream.used_at >= self.policy.idle_close_s
             if not stream.retired and (idle or not stream.on_lane() or _is_stuck(stream, now)):
