@@ -1,11 +1,11 @@
 """What became worse between two runs, beyond noise: ``--compare before.json after.json``.
 
 The rule: of every workload that this project's clients ran in both, rows/s, client CPU a row, p50
-and p99 are compared. Where tritonclient's ``grpc.aio`` ran in the same rounds, its figure divides
-ours first, so that a slower machine is no regression. Stalls of the event loop and the share of a
-slow model's limit are compared as they are. A regression is a median that is worse by more than
-5 % and by more than the two runs' noise together, in runs whose ranges do not overlap. A run's
-noise is half of the range over its rounds, as a share of the median.
+and p99 are compared. Where tritonclient's ``grpc.aio``, or else its stream, ran in the same rounds,
+its figure divides ours first, so that a slower machine is no regression. Stalls of the event loop
+and the share of a slow model's limit are compared as they are. A regression is a median that is
+worse by more than 5 % and by more than the two runs' noise together, in runs whose ranges do not
+overlap. A run's noise is half of the range over its rounds, as a share of the median.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.peers import PEERS
 from benchmarks.results import Measure, Results
 from benchmarks.samples import Spread, ratio, spread
 
 TOLERANCE = 0.05
-REFERENCE = "aio"
-SUBJECTS = ("ours", "ours-unbatched")
+REFERENCES = ("aio", "stream")
+SUBJECTS = tuple(peer.name for peer in PEERS if peer.name.startswith("ours"))
 
 AS_THEY_ARE: tuple[Measure, ...] = ("limit_share", "stall_ms")
 
@@ -100,10 +101,11 @@ def _pair(
     values = [run.series(workload, client, measure) for run in runs]
     name = f"{workload}: {client}, {measure}"
     if measure not in AS_THEY_ARE:
-        references = [run.series(workload, REFERENCE, measure) for run in runs]
-        first, second = (ratio(a, b) for a, b in zip(values, references, strict=True))
-        if first is not None and second is not None:
-            return f"{name} against {REFERENCE}", first, second
+        for reference in REFERENCES:
+            references = [run.series(workload, reference, measure) for run in runs]
+            first, second = (ratio(a, b) for a, b in zip(values, references, strict=True))
+            if first is not None and second is not None:
+                return f"{name} against {reference}", first, second
     first, second = (spread(each) for each in values)
     if first is None or second is None:
         return None

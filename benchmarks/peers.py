@@ -43,6 +43,7 @@ class Peer:
 
 
 ONE_TENSOR = "InferInput, set_data_from_numpy, infer, as_numpy"
+UNBATCHED = "the same with TritonPool(url, batching=None"
 
 PEERS = (
     Peer("ours", "tritonasync", "TritonPool(url): model.one(…) for a row, model(…) for a batch"),
@@ -51,9 +52,30 @@ PEERS = (
         "tritonasync, batching=None",
         "the same with TritonPool(url, batching=None)",
     ),
+    Peer("ours-unary", "tritonasync, calls", f'{UNBATCHED}, transport="unary")'),
+    Peer("ours-stream", "tritonasync, streams", f'{UNBATCHED}, transport="stream")'),
+    Peer(
+        "ours-one-stream",
+        "tritonasync, one stream",
+        f'{UNBATCHED}, transport="stream", streams=StreamPolicy(max_streams=1))',
+    ),
+    Peer(
+        "ours-batched-stream",
+        "tritonasync, batches on streams",
+        'the same with TritonPool(url, transport="stream")',
+    ),
+    Peer(
+        "ours-auto",
+        "tritonasync, auto",
+        f'{UNBATCHED}, transport="auto"), a new pool for each workload: what it has decided '
+        "for one load is not known to the next",
+    ),
     Peer("aio", "tritonclient grpc.aio", f"one client: {ONE_TENSOR}"),
     Peer(
-        "stream", "tritonclient stream_infer", "one stream of grpc.aio; answers found by request id"
+        "stream",
+        "tritonclient stream_infer",
+        "one stream of grpc.aio, open from the start; answers find their callers by request id, "
+        "responses of decoupled models a queue for each request",
     ),
     Peer(
         "threads", "tritonclient in threads", f"one blocking client, up to 64 threads: {ONE_TENSOR}"

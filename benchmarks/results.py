@@ -18,7 +18,7 @@ FORMAT = 1
 Measure = Literal[
     "rows_per_s", "cpu_us_per_row", "p50_us", "p99_us", "peak_rss_mib", "rows_per_execution",
     "limit_rows_per_s", "limit_share",
-    "stall_ms", "typical_stall_ms", "gross_stall_ms", "idle_stall_ms",
+    "stall_ms", "typical_stall_ms", "gross_stall_ms", "idle_stall_ms", "on_streams",
 ]  # fmt: skip
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 

@@ -18,8 +18,6 @@ from benchmarks.results import MEASURES, Results, Round
 from benchmarks.server import Counts, Server, ServerGoneError
 from benchmarks.workloads import BY_NAME, CAPACITY, Workload
 
-WARM_S = 0.2
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -107,13 +105,13 @@ class Runner:
                     names.remove(name)
 
     def _warm_up(self, workload: Workload, name: str, rate: float) -> bool:
-        order = Order(workload.name, WARM_S, rate, seed=-1, prepare=True)
+        order = Order(workload.name, workload.warm_s, rate, seed=-1, prepare=True)
         return self._round(workload, name, order, None)
 
     def _round(self, workload: Workload, name: str, order: Order, number: int | None) -> bool:
         """Run one round; a client that fails is out of the workload. Whether it did well."""
         try:
-            child = self._child(name, precise=workload.kind != "closed")
+            child = self._child(name, precise=workload.precise)
             before = self._server.counts(workload)
             outcome = child.carry_out(order)
             counts = self._server.counts(workload) - before
@@ -137,7 +135,7 @@ class Runner:
     def _lose(self, name: str, workload: Workload, reason: str) -> None:
         """Go on without a client; with a new server if it took the server with it."""
         self._skip(f"{name}/{workload.name}", reason)
-        child = self._children.pop((name, workload.kind != "closed"), None)
+        child = self._children.pop((name, workload.precise), None)
         if child is not None:
             child.close(patience_s=0)
         if self._server.revive():

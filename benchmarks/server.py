@@ -71,11 +71,14 @@ class Server:
     Args:
         workloads: What is going to be measured.
         runtime: Where tritonserver is.
+        compiled: A repository of the models that were made for this run.
     """
 
-    def __init__(self, workloads: Sequence[Workload], runtime: TritonRuntime) -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], runtime: TritonRuntime, compiled: Path
+    ) -> None:
         self.triton = EmbeddedTriton(
-            REPOSITORIES,
+            (*REPOSITORIES, compiled),
             runtime=runtime,
             model_control="explicit",
             load_models=sorted({workload.model for workload in workloads}),

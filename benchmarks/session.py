@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from benchmarks import imports, routing, tables, wire_bytes
+from benchmarks import compiled, imports, routing, tables, wire_bytes
 from benchmarks.machine import machine, versions
 from benchmarks.peers import Starter
 from benchmarks.results import Results, Taken
 from benchmarks.runner import Runner, Settings, needed
 from benchmarks.server import Server
+from benchmarks.workloads import Workload
 from tritonasync.serving import ensure_runtime
 
 Say = Callable[[str], None]
@@ -78,15 +81,34 @@ def _run_workloads(
     names: Sequence[str], settings: Settings, results: Results, say: Say, show: Show
 ) -> None:
     workloads = [each for each in needed(names) if settings.clients(each)]
-    if not workloads:
-        return
+    for group in kept_apart(workloads):
+        _run_on_one_server(group, settings, results, say, show)
+
+
+def kept_apart(workloads: Sequence[Workload]) -> list[list[Workload]]:
+    """Return what may run on one server: decoupled models on one, all others on another.
+
+    Triton does not bear streams to both kinds at once, and no stream is chosen for single rows
+    where a decoupled model is loaded.
+    """
+    plain = [each for each in workloads if each.responses is None]
+    decoupled = [each for each in workloads if each.responses is not None]
+    return [group for group in (plain, decoupled) if group]
+
+
+def _run_on_one_server(
+    workloads: Sequence[Workload], settings: Settings, results: Results, say: Say, show: Show
+) -> None:
     runtime = ensure_runtime(progress=say)
-    with (
-        tempfile.TemporaryDirectory(prefix="tritonasync-bench-") as scratch,
-        Server(workloads, runtime) as server,
-    ):
+    with ExitStack() as stack:
+        make_folder = partial(tempfile.TemporaryDirectory, prefix="tritonasync-bench-")
+        scratch, repository = (Path(stack.enter_context(make_folder())) for _ in range(2))
+        workloads = _made(workloads, repository, results, say)
+        if not workloads:
+            return
+        server = stack.enter_context(Server(workloads, runtime, repository))
         results.taken.versions["tritonserver"] = server.version()
-        starter = Starter(server.url, runtime, Path(scratch), say)
+        starter = Starter(server.url, runtime, scratch, say)
         runner = Runner(server, starter, settings, results, say)
         try:
             runner.prepare(workloads)
@@ -97,3 +119,20 @@ def _run_workloads(
                     show(tables.workload_lines(results, workload.name))
         finally:
             runner.close()
+
+
+def _made(
+    workloads: Sequence[Workload], repository: Path, results: Results, say: Say
+) -> list[Workload]:
+    """Make the models that are compiled; return the workloads whose model is there."""
+    missing: dict[str, str] = {}
+    for model in compiled.MODELS & {workload.model for workload in workloads}:
+        try:
+            compiled.make(model, repository)
+        except compiled.NotCompiledError as error:
+            missing[model] = str(error)
+            say(str(error))
+    for workload in workloads:
+        if workload.model in missing:
+            results.skipped[f"ours/{workload.name}"] = missing[workload.model]
+    return [workload for workload in workloads if workload.model not in missing]

@@ -23,6 +23,7 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("typical ms", "typical_stall_ms"),
     ("by the clock ms", "gross_stall_ms"),
     ("idle ms", "idle_stall_ms"),
+    ("on streams", "on_streams"),
 )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["closed", "open", "stall"]
+Kind = Literal["closed", "open", "stall", "first"]
+
+WARM_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,13 @@ class Workload:
         rows: Rows of a call that brings a batch; ``None`` for single rows without a batch axis.
         kind: ``closed``: each caller calls again as soon as it is answered. ``open``: calls come
             by a Poisson process, whether or not earlier ones are answered. ``stall``: closed, and
-            the longest time that the event loop does not turn is measured.
+            the longest time that the event loop does not turn is measured. ``first``: closed, and a
+            call's latency ends with its first response.
         limited: Whether the model's own time is the limit that is compared with.
         echoes: Whether the answer is the input; else, it is the first value of each row.
+        responses: Responses to a request of a decoupled model, each of which counts as a row;
+            ``None`` for a model that answers once.
+        warm_s: How long every client runs before the first round.
     """
 
     name: str
@@ -47,11 +53,18 @@ class Workload:
     kind: Kind = "closed"
     limited: bool = False
     echoes: bool = True
+    responses: int | None = None
+    warm_s: float = WARM_S
 
     @property
     def rows_per_call(self) -> int:
-        """How many rows one call carries."""
-        return self.rows or 1
+        """How many rows one call carries, or how many responses it brings."""
+        return self.rows or self.responses or 1
+
+    @property
+    def precise(self) -> bool:
+        """Whether the clients' timers are a part of what is measured."""
+        return self.kind in {"open", "stall"}
 
 
 EVERYONE = (
@@ -61,6 +74,12 @@ EVERYONE = (
 WITHOUT_BATCHERS = tuple(name for name in EVERYONE if name not in {"async-batcher", "batched"})
 IMAGE_CLIENTS = ("ours", "ours-unbatched", "aio", "threads", "pytriton", "async-batcher", "perf")
 LOOPS = ("ours", "aio")
+ONE_STREAM = ("ours-one-stream", "stream")
+STREAMS = ("ours-one-stream", "ours-stream", "ours-unary", "stream", "aio")
+EITHER_WAY = ("ours-auto", "ours-unary", "ours-stream")
+
+DECIDING_S = 4.0
+"""``auto`` begins to try after 256 calls, and changes its way after two trials."""
 
 ROW = (16,)
 IMAGE = (3, 224, 224)
@@ -73,6 +92,20 @@ def _rows(callers: int, title: str, quick: tuple[str, ...]) -> Workload:
 def _images(callers: int, title: str, quick: tuple[str, ...]) -> Workload:
     name = f"images-{callers}"
     return Workload(name, title, "ident_image", IMAGE, callers, 8, IMAGE_CLIENTS, quick)
+
+
+def _streamed(callers: int, title: str, quick: tuple[str, ...]) -> Workload:
+    name = f"stream-rows-{callers}"
+    return Workload(
+        name, f"{title}, unbatched over streams", "ident", ROW, callers, 256, STREAMS, quick
+    )
+
+
+def _either(name: str, title: str, callers: int, rows: int | None = None) -> Workload:
+    return Workload(
+        f"auto-{name}", f"{title}: by calls, by streams, or as 'auto' decides",
+        "ident", ROW, callers, 256, EITHER_WAY, (), rows=rows, warm_s=DECIDING_S,
+    )  # fmt: skip
 
 
 WORKLOADS = (
@@ -112,6 +145,25 @@ WORKLOADS = (
     Workload(
         "stall-both", "The event loop while 19 MB are sent and 19 MB come back",
         "big_echo", IMAGE, 1, 32, LOOPS, (), rows=32, kind="stall",
+    ),
+    _streamed(1, "64 B rows, one caller", ()),
+    _streamed(64, "64 B rows, 64 callers", ONE_STREAM),
+    Workload(
+        "stream-rows-1024", "64 B rows, 1,024 callers, batches over streams",
+        "ident", ROW, 1024, 256, ("ours-batched-stream", "ours", "stream"),
+        ("ours-batched-stream", "stream"),
+    ),
+    _either("1", "64 B rows, one caller, unbatched", 1),
+    _either("64", "64 B rows, 64 callers, unbatched", 64),
+    _either("batches", "Whole batches: 4 callers, 256 rows of 64 B each", 4, rows=256),
+    Workload(
+        "decoupled", "A decoupled model: 16 readers, 64 responses of 64 B to each request",
+        "burst", ROW, 16, 1, ("ours", "ours-one-stream", "stream"), ("ours", "stream"),
+        responses=64,
+    ),
+    Workload(
+        "first-token", "A decoupled model: one caller's time to the first of 3 responses",
+        "speech", ROW, 1, 1, ("ours", "stream"), ("ours", "stream"), kind="first", responses=3,
     ),
 )  # fmt: skip
 

@@ -6,9 +6,10 @@ import abc
 import asyncio
 from collections.abc import Callable
 
-from benchmarks.clients import rounds
+from benchmarks.clients import responses, rounds
 from benchmarks.clients.data import Array
 from benchmarks.clients.protocol import Order, Outcome
+from benchmarks.clients.responses import Ask
 from benchmarks.clients.rounds import Call
 from benchmarks.workloads import Workload
 
@@ -37,8 +38,15 @@ class AsyncClient(Client):
     async def caller(self, workload: Workload, item: Array) -> Call:
         """Return what one of the workload's callers does over and over."""
 
+    async def reader(self, workload: Workload, item: Array) -> Ask:
+        """Return what one of the workload's readers of many responses does over and over."""
+        raise LookupError(f"{type(self).__name__} cannot read many responses")
+
     async def run(self, workload: Workload, items: list[Array], order: Order) -> Outcome:
         """Run one round, a task for each caller."""
+        if workload.responses is not None:
+            asks = [await self.reader(workload, item) for item in items]
+            return await responses.run(workload, items, asks, order)
         calls = [await self.caller(workload, item) for item in items]
         return await rounds.run(workload, items, calls, order)
 

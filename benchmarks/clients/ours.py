@@ -1,23 +1,34 @@
-"""This project's pool, with batching as it comes and without."""
+"""This project's pool, with batching as it comes and without, by calls and by streams."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
 from benchmarks.clients.base import AsyncClient
 from benchmarks.clients.data import Array
+from benchmarks.clients.protocol import Order, Outcome
+from benchmarks.clients.responses import Ask
 from benchmarks.clients.rounds import Call
 from benchmarks.workloads import Workload
-from tritonasync import TritonPool
+from tritonasync import StreamPolicy, TritonPool
 
 
 class Batched(AsyncClient):
     """``TritonPool(url)``."""
 
     packages = ("tritonasync", "grpcio", "protobuf", "numpy")
+    url: str
     pool: TritonPool
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url)
 
     async def open(self, url: str) -> None:
         """Open the pool."""
-        self.pool = await TritonPool(url).open()
+        self.url = url
+        self.pool = await self.make(url).open()
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -34,10 +45,72 @@ class Batched(AsyncClient):
 
         return call
 
+    async def reader(self, workload: Workload, item: Array) -> Ask:
+        """Return an iteration over ``stream``; the batch axis is there before."""
+        model, batch = self.pool.model(workload.model), item[None]
+
+        async def ask() -> AsyncIterator[Array]:
+            async for outputs in model.stream({"INPUT0": batch}):
+                yield outputs["OUTPUT0"]
+
+        return ask
+
 
 class Unbatched(Batched):
     """``TritonPool(url, batching=None)``."""
 
-    async def open(self, url: str) -> None:
-        """Open the pool."""
-        self.pool = await TritonPool(url, batching=None).open()
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None)
+
+
+class Unary(Batched):
+    """Each call as a call of its own."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None, transport="unary")
+
+
+class Streams(Batched):
+    """As many streams as there are by default."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None, transport="stream")
+
+
+class OneStream(Batched):
+    """One stream, as the stock client's user has."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        streams = StreamPolicy(max_streams=1)
+        return TritonPool(url, batching=None, transport="stream", streams=streams)
+
+
+class BatchedStreams(Batched):
+    """Batches on streams."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, transport="stream")
+
+
+class Auto(Batched):
+    """Calls or streams, as the pool decides."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None, transport="auto")
+
+    async def run(self, workload: Workload, items: list[Array], order: Order) -> Outcome:
+        """Run one round; a new workload gets a new pool, which has decided nothing yet."""
+        if order.prepare:
+            await self.aclose()
+            await self.open(self.url)
+        outcome = await super().run(workload, items, order)
+        (endpoint,) = self.pool.statistics().endpoints
+        ways = [choice.using == "stream" for choice in endpoint.choices]
+        on_streams = sum(ways) / len(ways) if ways else 0.0
+        return replace(outcome, extras={**outcome.extras, "on_streams": on_streams})

@@ -25,6 +25,11 @@ from benchmarks.workloads import BY_NAME, Workload
 MODULES = {
     "ours": ("ours", "Batched"),
     "ours-unbatched": ("ours", "Unbatched"),
+    "ours-unary": ("ours", "Unary"),
+    "ours-stream": ("ours", "Streams"),
+    "ours-one-stream": ("ours", "OneStream"),
+    "ours-batched-stream": ("ours", "BatchedStreams"),
+    "ours-auto": ("ours", "Auto"),
     "aio": ("aio", "Aio"),
     "stream": ("stream", "Stream"),
     "threads": ("threads", "Threads"),

@@ -59,6 +59,23 @@ def test_a_slower_machine_is_no_regression():
     assert only(fast, run([50.0] * 3, stock=[10.0] * 3)).regressed
 
 
+def test_the_stock_stream_is_the_reference_where_it_ran_and_the_stock_calls_did_not():
+    def made(ours: float, stock: float):
+        return results(
+            *rounds("decoupled", "ours", {"rows_per_s": [ours] * 3}),
+            *rounds("decoupled", "stream", {"rows_per_s": [stock] * 3}),
+        )
+
+    change = only(made(100.0, 10.0), made(50.0, 5.0))
+    assert "against stream" in change.name
+    assert not change.regressed
+
+
+def test_every_client_of_ours_is_compared():
+    run = results(*rounds("stream-rows-64", "ours-one-stream", {"rows_per_s": [1.0]}))
+    assert only(run, run).name == "stream-rows-64: ours-one-stream, rows_per_s"
+
+
 def test_values_are_compared_where_one_run_lacks_the_reference():
     change = only(run([100.0] * 3, stock=[10.0] * 3), run([100.0] * 3))
     assert "against" not in change.name

@@ -109,6 +109,12 @@ def test_every_client_is_warmed_up_once_and_that_is_no_round(world: World):
     assert len(world.results.rounds) == 12
 
 
+def test_a_workload_says_how_long_it_warms_up(world: World):
+    world.runner().run(replace(WORKLOAD, warm_s=3.0))
+    assert {order.seconds for _, order in world.log if order.prepare} == {3.0}
+    assert {order.seconds for _, order in world.log if not order.prepare} == {0.5}
+
+
 def test_quick_runs_fewer_clients(world: World):
     world.runner(Settings(quick=True, rounds=1, seconds=0.1)).run(WORKLOAD)
     assert world.names() == ["ours"]

@@ -1,29 +1,58 @@
 """One short run of the real thing: a client's process, the real server, all the way to the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.workloads import BY_NAME
+
+
+def run(folder: Path, *names: str) -> tuple[dict, str]:
+    """Measure, shortly; return the results and the page."""
+    files = {kind: folder / f"bench.{kind}" for kind in ("json", "html")}
+    main([
+        "--quick", "--only", *names, "--rounds", "2", "--seconds", "0.1",
+        "--json", str(files["json"]), "--html", str(files["html"]),
+    ])  # fmt: skip
+    return json.loads(files["json"].read_text()), files["html"].read_text()
 
 
 @pytest.mark.server
 def test_a_short_run_measures_checks_and_reports(tmp_path: Path):
-    files = {kind: tmp_path / f"bench.{kind}" for kind in ("json", "html")}
-    main([
-        "--quick", "--only", "rows-1", "--rounds", "2", "--seconds", "0.1",
-        "--json", str(files["json"]), "--html", str(files["html"]),
-    ])  # fmt: skip
-    run = json.loads(files["json"].read_text())
-    assert run["skipped"] == {}
-    assert [(each["client"], each["number"]) for each in run["rounds"]] == [
+    measured, page = run(tmp_path, "rows-1")
+    assert measured["skipped"] == {}
+    assert [(each["client"], each["number"]) for each in measured["rounds"]] == [
         ("ours", 0), ("ours-unbatched", 0), ("aio", 0),
         ("ours-unbatched", 1), ("aio", 1), ("ours", 1),
     ]  # fmt: skip
-    for each in run["rounds"]:
+    for each in measured["rounds"]:
         assert (each["errors"], each["checked"]) == (0, 1)
         assert each["values"]["rows_per_s"] > 10
         assert each["values"]["rows_per_execution"] == 1
         assert each["values"]["p50_us"] <= each["values"]["p99_us"]
-    assert "64 B rows, one caller" in files["html"].read_text()
+    assert "64 B rows, one caller" in page
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_streams_of_either_kind_are_measured_on_servers_of_their_own(tmp_path: Path):
+    measured, _ = run(tmp_path, "stream-rows-64", "decoupled", "first-token")
+    assert measured["skipped"] == {}
+    clients = {
+        workload: {each["client"] for each in measured["rounds"] if each["workload"] == workload}
+        for workload in ("stream-rows-64", "decoupled", "first-token")
+    }
+    assert clients == {
+        "stream-rows-64": {"ours-one-stream", "stream"},
+        "decoupled": {"ours", "stream"},
+        "first-token": {"ours", "stream"},
+    }
+    for each in measured["rounds"]:
+        callers = BY_NAME[each["workload"]].callers
+        assert (each["errors"], each["checked"]) == (0, callers)
+    # Its model sleeps for 4 ms before the last of its responses.
+    firsts = [each for each in measured["rounds"] if each["workload"] == "first-token"]
+    assert min(each["latency_us"][0] for each in firsts) < 4_000

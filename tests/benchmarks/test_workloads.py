@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.clients import perf, serve
+from benchmarks.compiled import MODELS, SOURCES
 from benchmarks.peers import PEERS, TITLES
 from benchmarks.server import REPOSITORIES
 from benchmarks.workloads import BY_NAME, CAPACITY, WORKLOADS, Workload
@@ -11,10 +12,13 @@ from benchmarks.workloads import BY_NAME, CAPACITY, WORKLOADS, Workload
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_a_workload_fits_its_model(workload: Workload):
-    (folder,) = (found for root in REPOSITORIES if (found := root / workload.model).is_dir())
+    roots = (*REPOSITORIES, SOURCES)
+    (folder,) = (found for root in roots if (found := root / workload.model).is_dir())
+    assert (folder.parent == SOURCES) is (workload.model in MODELS)
     config = (folder / "config.pbtxt").read_text()
     assert f"max_batch_size: {workload.max_batch_size}\n" in config
-    assert workload.rows_per_call <= workload.max_batch_size
+    assert (workload.rows or 1) <= workload.max_batch_size
+    assert ("decoupled: true" in config) is (workload.responses is not None)
     dims = re.search(r"input \[.*?dims: \[ ([-\d, ]+) \]", config)
     assert dims is not None
     wanted = [int(dim) for dim in dims[1].split(",")]
@@ -26,7 +30,17 @@ def test_a_workload_fits_its_model(workload: Workload):
 def test_the_clients_of_a_workload_are_known(workload: Workload):
     assert set(workload.clients) <= TITLES.keys()
     assert set(workload.quick) <= set(workload.clients)
-    assert "ours" in workload.clients
+    assert any(name.startswith("ours") for name in workload.clients)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_a_decoupled_model_gives_as_many_responses_as_are_counted(workload: Workload):
+    if workload.responses is not None:
+        roots = (*REPOSITORIES, SOURCES)
+        found = [path for root in roots for path in (root / workload.model).rglob("*.*")]
+        sources = [path.read_text() for path in found if path.suffix in {".c", ".py"}]
+        assert [f"RESPONSES = {workload.responses}" in source for source in sources] == [True]
+        assert workload.rows_per_call == workload.responses
 
 
 def test_every_peer_has_its_module_and_nobody_else():
