@@ -31,6 +31,8 @@ class FakePlace:
     """A place on no stream."""
 
     def __init__(self, stage="server"):
+        self.surprised = 0
+        self.sent = stage == "server"
         self.left = 0
         self.rooms = 0
         self._stage = stage
@@ -43,6 +45,9 @@ class FakePlace:
 
     def stage(self):
         return self._stage
+
+    def surprise(self):
+        self.surprised += 1
 
 
 def response(number=0, *, pad=0) -> StreamResponse:

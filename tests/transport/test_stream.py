@@ -407,7 +407,10 @@ async def test_a_server_that_says_that_it_goes_down_is_told_to_each():
         stream.break_off(UNAVAILABLE, "GRPC server is shutting down and has stopped accepting")
 
     async with StreamServer(script) as server, Client(server.target) as client:
-        assert isinstance(await failed(client.call(1)), ServerNotReadyError)
+        error = await failed(client.call(1))
+        assert isinstance(error, ConnectionLostError)
+        assert "shutting down" in str(error)
+        assert error.may_have_executed  # it was sent, and this is about the stream
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x0a\x03no!"])

@@ -549,12 +549,12 @@ async def test_a_plain_request_that_is_never_answered_holds_up_decoupled_ones_no
         stuck = client.call(1)
         stream = await server.stream()
         await stream.take()
+        stuck.cancel()
         reader = client.read(2)
         other = await server.stream(1)
         other.answer(*(await other.take()))
         assert await reader == [2]
         stream.answer(*stream.asked)
-        assert await stuck == 1
 
 
 async def test_a_decoupled_one_whose_time_is_up_before_plain_is_answered_was_not_sent():

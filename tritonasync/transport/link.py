@@ -168,6 +168,12 @@ class Link:
             f"{self.subject(model)}: {message}", model=model, endpoint=self.target
         )
 
+    def not_sent(self, model: str | None, reason: str) -> ServerUnreachableError:
+        """Return the error for what was certainly not sent."""
+        return ServerUnreachableError(
+            f"{self.subject(model)}: not sent, since {reason}", model=model, endpoint=self.target
+        )
+
     def closed(self, model: str | None) -> TritonError:
         """Return the error for what comes when nothing new is sent any more."""
         if self.removed:

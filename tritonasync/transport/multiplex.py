@@ -93,6 +93,7 @@ class Request(Generic[S]):
         model: The model's name and version.
         ordered: Whether it is answered in its turn: its model is not decoupled.
         sink: Who waits.
+        message: What is to be sent; empty when it was, or is not to be any more.
         state: How far it is.
         full: Whether who waits has no room for more.
         failed: Whether it ended with an error for who waited.
@@ -102,6 +103,7 @@ class Request(Generic[S]):
     model: ModelKey
     ordered: bool
     sink: S
+    message: bytes = b""
     state: State = State.QUEUED
     full: bool = False
     failed: bool = False
@@ -159,6 +161,8 @@ class Multiplex(Generic[S]):
             return Verdict.NOTHING
         after, verdict = step
         request.failed |= verdict is Verdict.FAIL
+        if before is State.QUEUED and after is State.OVER:
+            request.message = b""  # it may be long until it would have been sent
         if after is not before:
             request.state = after
             if after is not State.OUT:

@@ -14,7 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import (
@@ -41,6 +41,15 @@ class Place(Protocol):
 
     def stage(self) -> Stage:
         """Return what the request is waiting for."""
+        ...
+
+    @property
+    def sent(self) -> bool:
+        """Whether it was sent, so that it may run."""
+        ...
+
+    def surprise(self) -> None:
+        """Take note that its model is decoupled, and was not known to be."""
         ...
 
 
@@ -76,6 +85,8 @@ class Single:
     def deliver(self, response: StreamResponse) -> bool:
         """Refuse a response that is not the last: who waits wants one answer."""
         del response
+        if self.place is not None:
+            self.place.surprise()
         self.fail(
             DecoupledModelError(
                 f"model {self.model!r} at {self._target}: it is decoupled and gives many responses "
@@ -102,8 +113,7 @@ class Single:
     def late(self) -> None:
         """Let the caller go: time is up."""
         if self.place is not None:
-            stage = self.place.stage()
-            self.fail(_time_is_up(self._call.deadline, stage, self.model, self._target))
+            self.fail(_time_is_up(self._call.deadline, self.place, self.model, self._target))
             self.leave()
 
     def leave(self) -> None:
@@ -250,10 +260,11 @@ class Feed:
         if self.place is None:
             return
         if self._begun:
-            deadline, stage = Deadline(0.0, self._call.idle_s), _RESPONSES
+            idle = Deadline(0.0, self._call.idle_s)
+            error: TritonError = idle.error("responses", model=self.model, endpoint=self._target)
         else:
-            deadline, stage = self._call.deadline, self.place.stage()
-        self.fail(_time_is_up(deadline, stage, self.model, self._target))
+            error = _time_is_up(self._call.deadline, self.place, self.model, self._target)
+        self.fail(error)
         self.leave()
 
     def leave(self) -> None:
@@ -270,8 +281,7 @@ class Feed:
         self._wake()
 
 
-_RESPONSES: Final[Stage] = "responses"
-
-
-def _time_is_up(deadline: Deadline, stage: Stage, model: str, target: str) -> TritonError:
-    return deadline.error(stage, model=model, endpoint=target)
+def _time_is_up(deadline: Deadline, place: Place, model: str, target: str) -> TritonError:
+    error = deadline.error(place.stage(), model=model, endpoint=target)
+    error.may_have_executed = place.sent
+    return error

@@ -14,22 +14,24 @@ those who wait on this stream has room for more.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Final, Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
 from tritonasync.core.errors import (
-    ModelFailedError,
+    AccessDeniedError,
+    ConnectionLostError,
     ModelNotReadyError,
     ProtocolError,
     ServerError,
     ServerNotReadyError,
-    ServerUnreachableError,
     TransportError,
+    UnsupportedError,
 )
 from tritonasync.transport.channel import Metadata
 from tritonasync.transport.lanes import Lane, StreamCall
@@ -58,6 +60,10 @@ class Tally:
     succeeded: int = 0
     failed: int = 0
     abandoned: int = 0
+
+
+_TAKES_NONE: Final = (AccessDeniedError, UnsupportedError)
+"""What a stream ends with on a server that takes no streams, or none from here."""
 
 
 class Watcher(Protocol):
@@ -90,6 +96,7 @@ class Stream:
         lane: The channel.
         connection: The number of the lane's connection when the stream was opened.
         requests: What is out on it.
+        queued: Requests that were not sent yet.
         retired: Whether it takes no more requests.
         shared: Whether it is for whoever comes.
         alone: Whether each request on it has it to itself.
@@ -117,8 +124,9 @@ class Stream:
         self.only: ModelKey | None = None
         self.used_at = self.heard_at = time.monotonic()
         self._watcher = watcher
-        self._queue: deque[tuple[Waiting, bytes]] = deque()
-        self._heard = False
+        self._queue: deque[Waiting] = deque()
+        self.queued = 0
+        self._heard = self._connected = False
         self._draining = False
         self._call: StreamCall = lane.open_stream(metadata)
         lane.in_flight += 1
@@ -139,25 +147,27 @@ class Stream:
         """Requests that are out or about to be, those that nobody waits for among them."""
         return len(self.requests)
 
-    @property
-    def queued(self) -> int:
-        """Requests that were not sent yet, and such that were withdrawn."""
-        return len(self._queue)
-
-    def put(self, request: Waiting, message: bytes) -> None:
+    def put(self, request: Waiting) -> None:
         """Have a request sent, after those that were put before it."""
         self.requests.add(request)
-        self._queue.append((request, message))
+        self._queue.append(request)
+        self.queued += 1
         self.used_at = time.monotonic()
         self._send_on()
         self._read_on()  # whoever comes new has room
 
     def leave(self, request: Waiting) -> None:
         """Take note that nobody waits for a request any more; what comes of it is dropped."""
-        self.requests.note(request, Event.LEAVING)
+        if self.requests.note(request, Event.LEAVING) is Verdict.WITHDRAW:
+            self._withdraw()
         request.sink.place = None  # which holds the request, which holds the sink
         self._read_on()
         self._tell_free()
+
+    def _withdraw(self) -> None:
+        self.queued -= 1
+        if len(self._queue) > 2 * self.queued:  # so that it costs little, and holds little
+            self._queue = deque([each for each in self._queue if each.state is State.QUEUED])
 
     def _tell_free(self) -> None:
         """Tell that it has nothing to do."""
@@ -179,6 +189,8 @@ class Stream:
         self._draining = True
         self.retire()
         self._read_on()
+        if not (self._connected or self.requests):
+            self._call.cancel()  # a server knows nothing of it yet
 
     def on_lane(self) -> bool:
         """Return whether new requests on its channel would go out on its connection.
@@ -190,6 +202,13 @@ class Stream:
         if lane.retired or self.connection != lane.connection:
             return False
         return not lane.ready or lane.connected()
+
+    def waits_since(self) -> float:
+        """Return when its oldest request was put on it; infinity if its silence says nothing."""
+        oldest = self.requests.oldest()
+        if oldest is None or (self.lane.retired and not self.requests.waited_for):
+            return math.inf
+        return oldest.sink.sent_at
 
     def cancel(self) -> None:
         """Cancel the stream. Only where the server is known to live through it."""
@@ -203,16 +222,20 @@ class Stream:
             more.set_result(None)
 
     async def _write(self) -> None:
-        call, queue, requests = self._call, self._queue, self.requests
+        call, requests = self._call, self.requests
         try:
             await call.wait_for_connection()
+            self._connected = True
             while True:
-                while queue:
-                    request, message = queue.popleft()
+                while self._queue:
+                    request = self._queue.popleft()
                     if request.state is State.QUEUED:
+                        self.queued -= 1
                         requests.note(request, Event.SENDING)
+                        message, request.message = request.message, b""
                         await call.write(message)
-                    del request, message  # not held while there is nothing to do
+                        del message
+                    del request  # not held while there is nothing to do
                 if self.retired:
                     break
                 self._more = self._loop.create_future()
@@ -290,8 +313,9 @@ class Stream:
         if isinstance(error, (ModelNotReadyError, ServerNotReadyError)):
             # A server that goes down unloads its models first, and then waits for the end of all
             # streams, for 30 s and more.
-            self.retire()
             self._watcher.unready()
+            if self.alone:
+                self.retire()
         if told:
             request.sink.fail(error)
 
@@ -306,7 +330,8 @@ class Stream:
     def _end(self, failure: BaseException | None) -> None:
         self.retired = True
         self._queue.clear()
-        self._send_on()
+        self.queued = 0
+        self._writing.cancel()  # gRPC never wakes who waits for a connection that nobody makes
         self._break(self._meaning(failure))
         self._link.land(self.lane)
         self._watcher.ended(self)
@@ -315,10 +340,11 @@ class Stream:
         """Return what the end of the stream means for those who wait."""
         if isinstance(failure, grpc.aio.AioRpcError):
             error = self._link.failure(failure, self.lane, self.connection, None)
-            # What a stream says that has answered before is about the stream, and not about them.
-            # Nor is it of a model: gRPC says INTERNAL where it breaks while something is written.
-            is_theirs = not self._heard and not isinstance(error, ModelFailedError)
-            if isinstance(error, TransportError) or is_theirs:
+            # A status is about the stream, and says nothing of requests that were read from it; but
+            # some say that the server takes none.
+            if isinstance(error, ConnectionLostError) or not self._connected:
+                return error
+            if isinstance(error, _TAKES_NONE) and not self._heard:
                 return error
             return self._link.lost(None, f"the stream broke: {error.message}")
         if failure is not None:
@@ -328,19 +354,16 @@ class Stream:
 
     def _break(self, error: TransportError | ServerError) -> None:
         self._tally.failed += len(self.requests)
-        self._tally.abandoned += self.requests.left
+        self._tally.abandoned += sum(
+            [each.state is State.LEFT and not each.failed for each in self.requests]
+        )
         for sink, verdict in self.requests.end():
             sink.place = None
             own = error.copy()
             own.message = f"model {sink.model!r} at {error.message}"  # which begins with the target
             own.model = sink.model
             if verdict is Verdict.NOT_SENT and error.may_have_executed:
-                own = ServerUnreachableError(
-                    f"{self._link.subject(sink.model)}: not sent, since the stream broke "
-                    f"({error.message})",
-                    model=sink.model,
-                    endpoint=self._link.target,
-                )
+                own = self._link.not_sent(sink.model, f"the stream broke ({error.message})")
             sink.fail(own)
 
     async def wait_ended(self) -> None:

@@ -9,20 +9,8 @@ requests of one model at a time as far as their number allows, another is opened
 are have enough to do (four carry half as many small requests again as one), and one whose oldest
 request is not answered for seconds, and given up by its caller, takes no more.
 
-Triton does not bear requests of models that are decoupled and of such that are not on streams at
-the same time. On one stream it writes two answers at once and dies (2.51: SIGSEGV, 28 of 28 runs,
-from 4 requests out on). On two it marks a request as complete after answering it, when its record
-may be another request's already: that one's responses are cut short, or it dies (5 of 11 runs).
-Neither is mended in its sources up to 2.73. So the first request of a decoupled model waits until
-the others have been answered, and from then on those of other models do not go on streams to this
-server (:attr:`Streams.plain`); a call of its own, beside a stream, harms nobody (8 of 8 runs).
-
-A refusal of a model or version that the server does not have is no answer of a decoupled model to
-it, and kills it beside such on the same stream (2.51: SIGSEGV, 6 of 6 runs of 10,000 requests, one
-in 20 refused; and 3 of 3 runs in which a decoupled model was unloaded under load). On streams of
-their own nothing of the kind was seen (0 of 6, 0 of 3). So a request of a decoupled model has a
-stream to itself as long as it lasts, and the stream is used again for the next one; who knows that
-models stay may have them share (:attr:`StreamPolicy.share_decoupled`), by model and version.
+Requests of decoupled models and of others are never on streams at the same time, and each of the
+former has a stream to itself, since a server dies of anything else: ``choosing`` tells how.
 
 Invariants: a stream that takes no more requests is half-closed and read to its end; what was
 opened is known here until its end; after the first request of a decoupled model there is no other
@@ -88,7 +76,16 @@ class _Place:
         self._stream.make_room(self._request)
 
     def stage(self) -> Stage:
-        return "server" if self._stream.lane.connected() else "connect"
+        if not self._stream.lane.connected():
+            return "connect"
+        return "server" if self.sent else "send"
+
+    @property
+    def sent(self) -> bool:
+        return self._request.state is not State.QUEUED
+
+    def surprise(self) -> None:
+        self._streams.plain = False
 
 
 class Streams:
@@ -123,6 +120,7 @@ class Streams:
         self._sweeper: asyncio.TimerHandle | None = None
         self._all_over = asyncio.Event()  # while a stream is open
         self._numbers = 0
+        self._unready_at = -math.inf
 
     def name(self, call: Call) -> str:
         """Return an id for a request, its own on all streams: it begins with the call's."""
@@ -152,7 +150,7 @@ class Streams:
         sharing = self.policy.share_decoupled and call.sequence is None and not link.may_cancel
         alone = not (ordered or sharing)
         self._admit(call)
-        if not ordered and (self.plain or self._settled is not None):
+        if not ordered and (self.plain or self._plain_used):
             await self._settle(call)
         stream = await self._stream_for(call, ordered=ordered, alone=alone)
         if stream is None:
@@ -164,10 +162,10 @@ class Streams:
                 f"{stream.queued} requests wait to be sent on one stream, since the server takes "
                 "them more slowly than they come: slow down, or add endpoints",
             )
-        request: Waiting = Request(name, (call.model, call.version), ordered, sink)
+        request: Waiting = Request(name, (call.model, call.version), ordered, sink, message)
         sink.sent_at = time.monotonic()
         sink.place = _Place(self, stream, request, alone=alone)
-        stream.put(request, message)
+        stream.put(request)
         ended = ordered and call.sequence is not None and call.sequence.end
         if ended or (alone and link.headers.fixed is None):  # the next one has headers of its own
             stream.retire()
@@ -213,9 +211,14 @@ class Streams:
         self._admit(call)
 
     async def _settling(self) -> None:
-        give_up_at = time.monotonic() + STUCK_S  # on what the server will never answer
-        while any(request.ordered for stream in self._streams for request in stream.requests):
-            if self.link.closing or time.monotonic() >= give_up_at:
+        give_up_at = (
+            time.monotonic() + STUCK_S
+        )  # on what nobody waits for and will never be answered
+        while ordered := [
+            request for stream in self._streams for request in stream.requests if request.ordered
+        ]:
+            forsaken = all(request.state is State.LEFT for request in ordered)
+            if self.link.closing or (forsaken and time.monotonic() >= give_up_at):
                 break
             await asyncio.sleep(_POLL_S)
         await asyncio.sleep(SETTLING_S)
@@ -254,8 +257,17 @@ class Streams:
             self._spares.add(stream)
 
     def unready(self) -> None:
-        """Close what is free: a server that goes down waits for the end of all streams."""
+        """Close what can be closed: a server that goes down waits for the end of all streams.
+
+        Once a second at most, for it may be a single model that is not ready.
+        """
         self._spares.retire()
+        now = time.monotonic()
+        if now >= self._unready_at + SWEEP_S:
+            self._unready_at = now
+            for stream in self._streams:
+                if stream.shared:
+                    stream.retire()
 
     def _shared(self, only: ModelKey | None) -> list[Stream]:
         """Return the streams that requests may share, all of one model or of none in particular."""
@@ -325,12 +337,15 @@ class Streams:
 
     def oldest(self) -> float:
         """Return when the oldest request was sent whose silence says something."""
-        return min([_sent_at(stream) for stream in self._streams], default=math.inf)
+        return min([stream.waits_since() for stream in self._streams], default=math.inf)
 
     def let_go(self, reason: str) -> None:
         """Let those go who can send their request again; streams take no more."""
         for sink in self._waiting():
-            if sink.repeatable:
+            if sink.place is not None and not sink.place.sent:
+                sink.fail(self.link.not_sent(sink.model, f"its caller was let go: {reason}"))
+                sink.leave()
+            elif sink.repeatable:
                 sink.fail(self.link.lost(sink.model, f"its caller was let go: {reason}"))
                 sink.leave()
         for stream in self._streams:
@@ -379,10 +394,3 @@ def _is_stuck(stream: Stream, now: float) -> bool:
     if oldest is None or not oldest.ordered or oldest.state is not State.LEFT:
         return False
     return now - max(stream.heard_at, oldest.sink.sent_at) >= STUCK_S
-
-
-def _sent_at(stream: Stream) -> float:
-    oldest = stream.requests.oldest()
-    if oldest is None or (stream.lane.retired and not stream.requests.waited_for):
-        return math.inf
-    return oldest.sink.sent_at
