@@ -9,8 +9,9 @@ long calls take: with so many callers as there are, that is the inverse of how m
 Only those calls count that began when none was out the other way, for they share the server.
 
 Invariants: but for the first trial, at most one call in :data:`SHARE` goes the way that is not in
-use (one in :data:`RARE_SHARE` where that one was much slower); the way in use changes only after
-two trials in a row in which the other one was faster by :data:`MARGIN` in every block.
+use (one in :data:`RARE_SHARE` where that one was much slower) until :data:`LATEST` comes; the way in
+use changes only after two trials in a row in which the other one was faster by :data:`MARGIN` in
+every block.
 
 Measured on two shared cores (Triton 2.51, 64 B rows, unbatched): one caller waits 0.7 to 0.9 times
 as long on a stream as by calls of its own, 64 callers on four streams 0.7 to 0.95 times as long;
@@ -44,7 +45,24 @@ MUCH: Final = 1.5
 
 MARGIN: Final = 0.95
 PATIENCE_S: Final = 1.0
-"""A block that takes longer ends the trial, as lost."""
+MUCH_LONGER: Final = 4.0
+"""A trial is lost when calls of a block are out and none ends for so long: a second, or so many
+times what a call usually takes; and when its first calls take that many times as long. Calls the
+other way that are out for longer do not count any more."""
+
+FIRST_CALLS: Final = 3
+
+MOST_OUT: Final = 256
+"""With more calls out at once nothing is tried: each block would wait for the end of all."""
+
+LATEST: Final = 100_000
+"""The next trial is so many calls off at the most."""
+
+LEAST_S: Final = 1e-3
+"""No call counts as one left over before."""
+
+NEWS: Final = 0.05
+"""Weight of the newest call in what a call usually takes."""
 
 _ORDER: Final = (True, False, True, False)
 """The blocks of a trial: whether each goes the way that is not in use."""
@@ -56,14 +74,16 @@ class _Block:
 
     Attributes:
         other: Whether they go the way that is not in use.
-        since: When it began.
+        moved_at: When a call last ended, or the only one that is out began.
         count: Calls that count.
+        out: Those that are out.
         took_s: How long they took, together.
     """
 
     other: bool
-    since: float
+    moved_at: float
     count: int = 0
+    out: int = 0
     took_s: float = 0.0
 
     @property
@@ -102,6 +122,8 @@ class Choice:
     trials: int = 0
     mean_s: dict[Way, float] = field(default_factory=dict[Way, float])
     _out: dict[Way, int] = field(default_factory=lambda: dict.fromkeys(Way, 0))
+    _last: dict[Way, float] = field(default_factory=lambda: dict.fromkeys(Way, -math.inf))
+    _usual_s: float = 0.0
     _blocks: list[_Block] = field(default_factory=list[_Block])
     _wins: int = 0
     _due_at: int = FIRST_AFTER
@@ -117,27 +139,41 @@ class Choice:
         """
         self.calls += 1
         if not may_stream:
-            self._give_up()
+            if self._blocks:
+                self._lose(rarely=False)
             way, block = Way.UNARY, None
         else:
             block = self._block(now)
             way = self.using if block is None or not block.other else _other(self.using)
-            if block is not None and self._out[_other(way)]:
+            if block is not None and self._disturbs(_other(way), now):
                 block = None  # those share the server with it
+        if block is not None:
+            if not block.out:
+                block.moved_at = now
+            block.out += 1
         self._out[way] += 1
+        self._last[way] = now
         return Ticket(way, now, block)
+
+    def _patience_s(self) -> float:
+        return max(PATIENCE_S, MUCH_LONGER * self._usual_s)
+
+    def _disturbs(self, way: Way, now: float) -> bool:
+        """Return whether calls are out some way that are not just slow ones left over."""
+        window_s = max(LEAST_S, MUCH_LONGER * self._usual_s)
+        return self._out[way] > 0 and now - self._last[way] < window_s
 
     def _block(self, now: float) -> _Block | None:
         """Return the block that a call begun now is in, if a trial runs or is due."""
         blocks = self._blocks
         if not blocks:
-            if self.calls < self._due_at:
+            if self.calls < self._due_at or sum(self._out.values()) > MOST_OUT:
                 return None
             if not self._wins:  # those of a trial that is being confirmed count, too
                 self._other_calls = 0
             blocks.append(_Block(_ORDER[0], now))
         block = blocks[-1]
-        if now - block.since > PATIENCE_S:
+        if block.out and now - block.moved_at > self._patience_s():
             self._lose(rarely=block.other)
             return None
         self._other_calls += block.other
@@ -146,15 +182,24 @@ class Choice:
     def end(self, ticket: Ticket, now: float, *, well: bool) -> None:
         """Take note of the end of a call: answered, or failed or left."""
         self._out[ticket.way] -= 1
+        took_s = now - ticket.began
+        if well and ticket.way is self.using:
+            self._usual_s += NEWS * (took_s - self._usual_s) if self._usual_s else took_s
         block = ticket.block
         if block is None or not self._blocks or block is not self._blocks[-1]:
             return
+        block.out -= 1
+        block.moved_at = now
         if not well:
             if block.other:
                 self._lose(rarely=False)
             return
         block.count += 1
-        block.took_s += now - ticket.began
+        block.took_s += took_s
+        hopeless = block.count >= FIRST_CALLS and block.mean_s > MUCH_LONGER * self._usual_s
+        if block.other and hopeless:
+            self._lose(rarely=True)
+            return
         if block.count < BLOCK:
             return
         if len(self._blocks) < len(_ORDER):
@@ -183,21 +228,14 @@ class Choice:
         share = RARE_SHARE if rarely else SHARE
         if self._wins:
             share = 1  # to confirm what it found, at once
-        self._due_at = self.calls + max(FIRST_AFTER, share * self._other_calls)
+        wait = max(FIRST_AFTER, share * self._other_calls)
+        self._due_at = self.calls + min(wait, LATEST)
 
     def _lose(self, *, rarely: bool) -> None:
         """End a trial that the other way has lost."""
         self._blocks = []
         self._wins = 0
         self._plan(rarely=rarely)
-
-    def _give_up(self) -> None:
-        """Go by calls of their own until streams may be used again."""
-        if self._blocks:
-            self._lose(rarely=False)
-        if self.using is Way.STREAM:
-            self.using, self._wins = Way.UNARY, 0
-            self._due_at = self.calls + FIRST_AFTER
 
 
 def _other(way: Way) -> Way:
