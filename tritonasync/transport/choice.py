@@ -9,9 +9,9 @@ long calls take: with so many callers as there are, that is the inverse of how m
 Only those calls count that began when none was out the other way, for they share the server.
 
 Invariants: but for the first trial, at most one call in :data:`SHARE` goes the way that is not in
-use (one in :data:`RARE_SHARE` where that one was much slower) until :data:`LATEST` comes; the way in
-use changes only after two trials in a row in which the other one was faster by :data:`MARGIN` in
-every block.
+use (one in :data:`RARE_SHARE` where that one was much slower) until :data:`LATEST` comes; the way
+in use changes only after two trials in a row in which the other one was faster by :data:`MARGIN`
+in every block.
 
 Measured on two shared cores (Triton 2.51, 64 B rows, unbatched): one caller waits 0.7 to 0.9 times
 as long on a stream as by calls of its own, 64 callers on four streams 0.7 to 0.95 times as long;
@@ -52,7 +52,7 @@ other way that are out for longer do not count any more."""
 
 FIRST_CALLS: Final = 3
 
-MOST_OUT: Final = 256
+MOST_OUT: Final = 128
 """With more calls out at once nothing is tried: each block would wait for the end of all."""
 
 LATEST: Final = 100_000
