@@ -35,10 +35,10 @@ GROW_AT: Final = 8
 MAX_CROWDED: Final = 64
 """Streams set aside for slow readers; with more, they share the others."""
 
-MAX_SPARES: Final = 32
+MAX_SPARES: Final = 64
 """Streams kept for the next requests that are to have one to themselves."""
 
-REST_S: Final = 0.05
+REST_S: Final = 0.02
 """How long such a stream rests. The server may have answered a request, and not taken note that it
 has; a refusal of the next one then kills it, as one beside a response does (3 of 21 runs in which a
 decoupled model was unloaded under load; without using streams again, 0 of 15)."""

@@ -225,7 +225,7 @@ def _too_large(model: str, nbytes: int, limit: int) -> MessageTooLargeError:
 
 def _id_field(call: Call, request_id: str) -> bytes:
     given: object = call.request_id
-    if not isinstance(given, str):  # untyped callers
+    if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
         raise InvalidInputError(
             f"model {call.model!r}: a request id is a string, not {given!r}", model=call.model
         )
