@@ -133,6 +133,20 @@ async def test_one_withdrawn_before_it_was_sent_leaves_its_stream_free(unrested)
         assert len(server.streams) == 1
 
 
+async def test_a_stream_that_is_over_is_not_kept():
+    """Its call would keep the connection open, after the pool was closed."""
+    async with StreamServer() as server, client_of(server) as client:
+        reader = client.read(1)
+        await out(server, 1)
+        end_all(server)
+        await reader
+        assert len(client.streams._spares) == 1
+        client.streams._sweep()
+        client.streams._streams[0].retire()
+        await until(lambda: client.streams.open == 0)
+        assert len(client.streams._spares) == 0
+
+
 async def test_a_refusal_comes_beside_no_response():
     """Beside one, on a stream, it kills the server: a model that is unloaded under load."""
     async with StreamServer() as server, client_of(server) as client:

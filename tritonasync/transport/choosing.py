@@ -21,6 +21,7 @@ models stay may have them share, by model and version (``StreamPolicy.share_deco
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -107,6 +108,11 @@ class Spares:
                 return stream
             stream.retire()
         return None
+
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream that is over: its call keeps the connection."""
+        with contextlib.suppress(ValueError):
+            self._streams.remove(stream)
 
     def retire(self) -> None:
         """Close them all."""

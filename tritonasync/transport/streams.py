@@ -293,6 +293,7 @@ class Streams:
     def ended(self, stream: Stream) -> None:
         """Forget a stream that is over."""
         self._streams.remove(stream)
+        self._spares.drop(stream)
         if not stream.shared:
             for key in [key for key, held in self._sequences.items() if held is stream]:
                 del self._sequences[key]
