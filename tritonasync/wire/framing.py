@@ -125,15 +125,11 @@ def split_response(
 def id_span(message: bytes, at: int) -> Span:
     """Return where the id of the response lies that begins at ``at`` and ends with the message.
 
-    Empty if it has none; the last one if it has several.
-
-    Raises:
-        MalformedError: The bytes are not a sequence of protobuf fields.
+    The response was split before, so that it is known to be one. Empty if it has no id; the last
+    one if it has several.
     """
     span = at, at
-    for _ in range(MAX_FIELDS):
-        if at >= len(message):
-            break
+    while at < len(message):
         tag, start, at = _field(message, at)
         if tag == RESPONSE_ID_TAG:
             span = start, at
