@@ -347,15 +347,25 @@ async def _repeat(check: Callable[[], Awaitable[None]], deadline: Deadline, fail
         stop=stop_before_delay(deadline.remaining()),
         reraise=True,
     )
+    waits_for = ""  # what was seen last, should the time run out within the next look
+
+    async def look() -> None:
+        nonlocal waits_for
+        try:
+            await check()
+        except TritonError as error:
+            if error.retriable:
+                waits_for = str(error)
+            raise
+
     try:
-        await retrying(check)
-    except DeadlineExceededError:
-        raise
+        await retrying(look)
     except TritonError as error:
-        if not error.retriable:
+        late = isinstance(error, DeadlineExceededError)
+        if not (waits_for if late else error.retriable):
             raise
         raise DeadlineExceededError(
-            f"{failure} within {deadline.timeout_s:g} s: {error}",
+            f"{failure} within {deadline.timeout_s:g} s: {waits_for}",
             stage="server",
             timeout_s=deadline.timeout_s,
             model=error.model,
