@@ -10,13 +10,13 @@ from typing import Final
 
 import numpy.typing as npt
 
-from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError, ProtocolError
+from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
 from tritonasync.core.values import Call, InputTensor, ParameterValue, Reply
 from tritonasync.handles.base import Prepared, Request
 from tritonasync.handles.named import NamedHandle
-from tritonasync.handles.outputs import Outputs
+from tritonasync.handles.outputs import Outputs, check_single
 from tritonasync.handles.ragged import RaggedRows
 from tritonasync.handles.sequence import SequenceHandle
 from tritonasync.handles.signature import Signature
@@ -195,7 +195,7 @@ class ModelHandle(NamedHandle):
         )
         rows, reply = await self._run(self._named(inputs, tensors), outputs, request, item=True)
         if rows:
-            _check_single(reply)
+            check_single(reply, "one item")
         return Outputs(reply, 0 if rows else None)
 
     def stream(
@@ -361,14 +361,3 @@ class ModelHandle(NamedHandle):
             return Prepared(*signature.bind(arrays, item=item), None, names)
         ragged, given = self._padding, self._padding.with_mask(arrays, signature, item=item)
         return Prepared(*signature.bind(given, item=item), None, names, ragged.for_model(signature))
-
-
-def _check_single(reply: Reply) -> None:
-    """Refuse a reply to one item that has not one row."""
-    for name, array in reply.outputs.items():
-        if array.shape[:1] != (1,):
-            raise ProtocolError(
-                f"model {reply.model!r}, output {name!r}: expected one row for one item, got "
-                f"{list(array.shape)}",
-                model=reply.model,
-            )

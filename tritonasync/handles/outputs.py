@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tritonasync.core.errors import ProtocolError
 from tritonasync.core.values import Array, ParameterValue, Reply
 
 _S = TypeVar("_S", bound=np.generic)
@@ -98,3 +99,18 @@ class Outputs(Mapping[str, Array]):
     def __repr__(self) -> str:
         arrays = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self.items())
         return f"<Outputs of {self.model!r} version {self.version!r}: {arrays}>"
+
+
+def check_single(reply: Reply, of: str) -> None:
+    """Refuse a reply that has not one row, where one was asked for.
+
+    Raises:
+        ProtocolError: An output has another number of rows.
+    """
+    for name, array in reply.outputs.items():
+        if array.shape[:1] != (1,):
+            raise ProtocolError(
+                f"model {reply.model!r}, output {name!r}: expected one row for {of}, got "
+                f"{list(array.shape)}",
+                model=reply.model,
+            )

@@ -22,10 +22,9 @@ from typing import Final, Literal
 
 import numpy.typing as npt
 
-from tritonasync.core.errors import ProtocolError
-from tritonasync.core.values import ParameterValue, Reply
+from tritonasync.core.values import ParameterValue
 from tritonasync.handles.base import Prepared, Request
-from tritonasync.handles.outputs import Outputs
+from tritonasync.handles.outputs import Outputs, check_single
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.steps import Inputs, Steps
 from tritonasync.handles.stream import Begun, ResponseStream
@@ -155,7 +154,9 @@ class SequenceHandle(Steps):
         prepare = _tensors(arrays, outputs, item=True)
         last = self._is_last(end)
         rows, reply = await self._step(prepare, _work(arrays), request, end=last)
-        return Outputs(reply, _single(reply) if rows else None)
+        if rows:
+            check_single(reply, "a step")
+        return Outputs(reply, 0 if rows else None)
 
     async def map(
         self,
@@ -265,22 +266,6 @@ def _work(arrays: Inputs) -> Callable[[Signature], int]:
         return signature.conversion_nbytes(arrays)
 
     return work_nbytes
-
-
-def _single(reply: Reply) -> int:
-    """Return the one row of a reply to one item.
-
-    Raises:
-        ProtocolError: It has another number of rows.
-    """
-    for name, array in reply.outputs.items():
-        if array.shape[:1] != (1,):
-            raise ProtocolError(
-                f"model {reply.model!r}, output {name!r}: expected one row for a step, got "
-                f"{list(array.shape)}",
-                model=reply.model,
-            )
-    return 0
 
 
 async def _flagged(

@@ -101,6 +101,7 @@ class StreamedResponses:
         try:
             feed = self._feed or await self._begin()
             response = self._unread or await feed.next()
+            reply = None if response is None else await self._reply(response, first=first)
         except asyncio.CancelledError:
             if first:
                 self.leave()
@@ -108,24 +109,16 @@ class StreamedResponses:
         except BaseException:
             self.leave()
             raise
-        if response is None:
+        if reply is None:
             self._over = True
             raise StopAsyncIteration
-        return await self._reply(response, first=first)
+        return reply
 
     async def _reply(self, response: StreamResponse, *, first: bool) -> Reply:
         # A later one is there, whatever the time: the call's deadline is that of the first.
         deadline = self._call.deadline if first else NEVER
         self._unread = response  # to be read again if whoever waits is cancelled
-        try:
-            reply = await _reply(self._call, response, self._streams.link.target, deadline)
-        except asyncio.CancelledError:
-            if first:
-                self.leave()
-            raise
-        except BaseException:
-            self.leave()
-            raise
+        reply = await _reply(self._call, response, self._streams.link.target, deadline)
         self._unread = None
         return reply
 
