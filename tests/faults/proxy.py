@@ -45,6 +45,7 @@ class FaultProxy:
 
     def __init__(self, upstream: str) -> None:
         self.accepted = 0
+        self.broken = 0  # connections that did not end in order
         self._network = Network(upstream)
         self._listener = Listener(self._take)
         self._swallows = False
@@ -175,6 +176,7 @@ class FaultProxy:
     def half_open(self) -> None:
         """End open connections for the server only: its host vanished without a word."""
         for connection in self._open:
+            self.broken += 1
             connection.sever()
 
     def reset(self) -> None:
@@ -197,6 +199,7 @@ class FaultProxy:
         """
         farewell = goaway(last_stream, ENHANCE_YOUR_CALM, details.encode())
         for connection in self._open:
+            self.broken += 1
             connection.say_goodbye(farewell, final=True)
 
     # --- connections ------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ class FaultProxy:
         task.add_done_callback(lambda done: self._ended(connection, done))
 
     def _abort(self, connection: Connection) -> None:
+        self.broken += 1
         self._open.pop(connection).cancel()
 
     def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:

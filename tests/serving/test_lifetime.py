@@ -106,8 +106,8 @@ def test_ctrl_c_reaches_the_program_and_the_program_stops_the_server(
     interrupted = program("""
         try:
             with server:
-                say(server.pid)
                 try:
+                    say(server.pid)
                     time.sleep(60)
                 except KeyboardInterrupt:
                     say("the server runs" if server.running else "the server is gone")
