@@ -22,9 +22,11 @@ def test_what_is_no_count_is_refused_by_name(name, value):
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if name != "max_rows"])
-def test_only_the_rows_may_be_left_to_the_model(name):
-    assert BatchPolicy(max_rows=None).max_rows is None
+@pytest.mark.parametrize(
+    "name", [name for name in COUNTS if name not in {"max_rows", "max_nbytes"}]
+)
+def test_only_the_size_of_a_batch_may_be_left_open(name):
+    assert BatchPolicy(max_rows=None, max_nbytes=None) == BatchPolicy()
     with pytest.raises(ConfigurationError, match=rf"{name} is a whole number .* not None"):
         BatchPolicy(**{name: None})
 

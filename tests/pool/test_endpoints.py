@@ -19,7 +19,7 @@ from tritonasync.core.errors import (
     PoolClosedError,
     ServerUnreachableError,
 )
-from tritonasync.routing.balancer import is_near
+from tritonasync.core.near import is_near
 
 pytestmark = [pytest.mark.anyio]
 

@@ -97,6 +97,7 @@ _STAGE_HINTS: Final[dict[Stage, str]] = {
     "encode": "building the message on this side",
     "send": "nothing was sent",
     "server": "sent and not yet answered; the server may still finish it",
+    "memory": "waiting for shared memory, or for the server to map it; nothing was sent",
     "responses": "waiting for the next response; the server may go on with it",
 }
 

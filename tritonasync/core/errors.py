@@ -12,10 +12,13 @@
     ├── DeadlineExceededError         (TimeoutError) your time is up; ``stage`` names who used it
     ├── SequenceLostError             the state of a sequence is gone: begin a new one
     ├── ResponseOverflowError         a loop over responses fell too far behind
+    ├── MemoryExhaustedError          no room in shared memory
+    ├── DeviceError                   a GPU, or its driver, failed
     ├── TransportError                nobody answered
     │   ├── ServerUnreachableError    (ConnectionError) no connection could be made
     │   │   └── TlsError              reached, but no secure connection came of it
     │   ├── ConnectionLostError       (ConnectionError) broke while the call was out
+    │   ├── PlacementError            shared memory was insisted on, and cannot be had
     │   ├── MessageTooLargeError      over gRPC's limit, one way or the other
     │   └── ProtocolError             an answer came that is not a Triton answer
     ├── ServerError                   Triton's answer: no
@@ -52,34 +55,16 @@ must never be raised in two tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeVar
+
+from tritonasync.core.attempt import Attempt
 
 _E = TypeVar("_E", bound="TritonError")
 
-Stage = Literal["queue", "headers", "connect", "metadata", "encode", "send", "server", "responses"]
+Stage = Literal[
+    "queue", "headers", "memory", "connect", "metadata", "encode", "send", "server", "responses"
+]
 """Where a call's time can go: see :class:`DeadlineExceededError`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt at a call that failed in the end.
-
-    Attributes:
-        endpoint: The gRPC target tried.
-        began_s: Seconds from the beginning of the call to that of the attempt.
-        took_s: Seconds until it failed, or was given up.
-        error: The name of its error's class.
-        message: What that error said.
-        hedge: Whether it was sent beside another one that was slow.
-    """
-
-    endpoint: str
-    began_s: float
-    took_s: float
-    error: str
-    message: str
-    hedge: bool = False
 
 
 class TritonError(Exception):
@@ -224,6 +209,14 @@ class ResponseOverflowError(TritonError):
     may_have_executed = True
 
 
+class MemoryExhaustedError(TritonError):
+    """There is no room for a tensor in shared memory: the limit, or the system's, is reached."""
+
+
+class DeviceError(TritonError):
+    """A GPU or its driver failed, on this side."""
+
+
 # --- nobody answered ---------------------------------------------------------------------------
 
 
@@ -248,6 +241,10 @@ class ConnectionLostError(TransportError, ConnectionError):
 
     retriable = True
     may_have_executed = True
+
+
+class PlacementError(TransportError):
+    """Tensors were to go by shared memory and by nothing else, and this endpoint cannot have it."""
 
 
 class MessageTooLargeError(TransportError):
@@ -378,9 +375,16 @@ class RegionInvalidError(SharedMemoryError):
 
 
 class SlotTooSmallError(SharedMemoryError):
-    """The output needs more bytes than the slot it was given."""
+    """The output needs more bytes than the slot it was given.
+
+    Attributes:
+        output: The output's name, as the server says; empty if it does not.
+        needed_nbytes: How many bytes it needs; 0 if the server does not say.
+    """
 
     may_have_executed = True
+    output: str = ""
+    needed_nbytes: int = 0
 
 
 # --- the embedded server -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -85,9 +86,10 @@ class BatchPolicy:
     Attributes:
         max_rows: The most rows of a batch; ``None`` for the model's ``max_batch_size``, which is
             the limit in any case.
-        max_nbytes: The most bytes of a batch's inputs. A row that is larger is sent alone. Large
-            batches are on one side at a time: 8 callers with images of 600 kB were answered 1.5
-            times as fast in batches of 2 MiB as in one of them all, and 64 callers as fast.
+        max_nbytes: The most bytes of a batch's inputs; ``None`` for 2 MiB, and 8 MiB once batches
+            lie in shared memory. A row that is larger is sent alone. Large messages are on one side
+            at a time: 8 callers with images of 600 kB were answered 1.5 times as fast in batches of
+            2 MiB as in one of them all, and 64 callers as fast.
         linger_s: Seconds that a row waits for company even if a batch could leave. 0 delays
             nobody: calls made in one turn of the event loop share a batch all the same.
         min_inflight: The least batches in flight, for each endpoint, that the limit comes down to.
@@ -101,7 +103,7 @@ class BatchPolicy:
     """
 
     max_rows: int | None = None
-    max_nbytes: int = 2 << 20
+    max_nbytes: int | None = None
     linger_s: float = 0.0
     min_inflight: int = 1
     max_inflight: int = 16
@@ -127,7 +129,7 @@ class BatchPolicy:
 
     def _check_count(self, name: str) -> None:
         value: object = getattr(self, name)
-        if value is None and name == "max_rows":
+        if value is None and name in {"max_rows", "max_nbytes"}:
             return
         if not is_count(value):
             raise ConfigurationError(
@@ -187,6 +189,76 @@ class StreamPolicy:
         if not is_duration(self.idle_close_s) or not self.idle_close_s:
             raise ConfigurationError(
                 f"StreamPolicy: idle_close_s is more than 0 seconds, not {self.idle_close_s!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """How much memory is shared with servers, and which tensors lie in it.
+
+    Attributes:
+        max_nbytes: The most that regions take from the system, of each kind of memory. A region
+            that is there stays until the pool is closed.
+        region_nbytes: The size of a region. A tensor that is larger has one of its own.
+        min_nbytes: Inputs, or outputs, of a request that are smaller than this in all travel in the
+            message: registering and naming places costs more than the copies then (measured).
+        when_full: What a lease does when there is no room: ``"wait"`` within its deadline, or
+            ``"raise"`` a :class:`~tritonasync.core.errors.MemoryExhaustedError`. Calls that are
+            placed unasked go on the wire instead.
+        report_after_s: Seconds after which memory that is still held is reported, once, by a
+            warning in the log that names who took it; ``math.inf`` for never.
+        stacks: Whether the stack of whoever takes memory is kept, for that report (20 us a call).
+        device_id: The GPU of this process whose memory is shared, by its number.
+        devices: Which GPU of the server a GPU of this process is, by number, where the two count
+            them differently (``CUDA_VISIBLE_DEVICES``). A server does not check it.
+
+    Raises:
+        ConfigurationError: A limit makes no sense.
+    """
+
+    max_nbytes: int = 1 << 30
+    region_nbytes: int = 64 << 20
+    min_nbytes: int = 64 << 10
+    when_full: Literal["wait", "raise"] = "wait"
+    report_after_s: float = 60.0
+    stacks: bool = False
+    device_id: int = 0
+    devices: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        for name in ("max_nbytes", "region_nbytes", "min_nbytes"):
+            value: object = getattr(self, name)
+            if not is_count(value):
+                raise ConfigurationError(
+                    f"MemoryPolicy: {name} is a whole number of bytes from 1 on, not {value!r}"
+                )
+        if self.region_nbytes > self.max_nbytes:
+            raise ConfigurationError(
+                f"MemoryPolicy: region_nbytes={self.region_nbytes} is above "
+                f"max_nbytes={self.max_nbytes}"
+            )
+        if self.when_full not in {"wait", "raise"}:
+            raise ConfigurationError(
+                f"MemoryPolicy: when_full is 'wait' or 'raise', not {self.when_full!r}"
+            )
+        forever = self.report_after_s == math.inf
+        if not (forever or is_duration(self.report_after_s)) or not self.report_after_s:
+            raise ConfigurationError(
+                f"MemoryPolicy: report_after_s is more than 0 seconds, not {self.report_after_s!r}"
+            )
+        if not isinstance(self.stacks, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"MemoryPolicy: stacks is True or False, not {self.stacks!r}")
+        if not is_count(self.device_id, least=0):
+            raise ConfigurationError(
+                f"MemoryPolicy: device_id is a GPU's number from 0 on, not {self.device_id!r}"
+            )
+        if not isinstance(self.devices, Mapping) or not all(  # pyright: ignore[reportUnnecessaryIsInstance]
+            isinstance(number, int) and number >= 0
+            for pair in self.devices.items()
+            for number in pair
+        ):
+            raise ConfigurationError(
+                f"MemoryPolicy: devices maps a GPU's number to another, not {self.devices!r}"
             )
 
 

@@ -1,12 +1,18 @@
-"""The seams: stages are invokers, endpoints backends, signatures a catalog's; items have a lane."""
+"""The seams: stages are invokers, endpoints backends, signatures a catalog's; items have a lane.
+
+And below them: memory that is shared with a server, of one kind or another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
+
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.core.values import Array, Call, MemoryKind, ModelSpec, Reply
 
 
 class Invoker(Protocol):
@@ -154,4 +160,145 @@ class ModelCatalog(Protocol):
 
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model, because it may have been reloaded."""
+        ...
+
+
+class Completion(Protocol):
+    """Work on a device's memory that was enqueued and may not be done yet."""
+
+    def done(self) -> bool:
+        """Return whether it is done; never blocks.
+
+        Raises:
+            DeviceError: It failed.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Block until it is done: for a worker thread. Raises as :meth:`done`."""
+        ...
+
+
+class Region(Protocol):
+    """Memory that a server on this machine can map: one OS mapping, or one cudaMalloc.
+
+    It knows nothing of who uses which part of it. Offsets are in bytes; one that does not lie
+    within the region is refused with a ``ValueError``, whatever the array library would do.
+    """
+
+    @property
+    def kind(self) -> MemoryKind:
+        """Whose memory it is: the host's or a device's."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """A name that no other region on this machine has."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its size; what was asked for, or a little more."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What a server opens it by, with a leading slash; ``""`` for a device's memory."""
+        ...
+
+    @property
+    def handle(self) -> bytes:
+        """The 64 bytes that a server opens a device's memory by; ``b""`` for the host's."""
+        ...
+
+    @property
+    def device_id(self) -> int:
+        """The number of its device in this process; 0 for the host's memory."""
+        ...
+
+    def view(
+        self,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        owner: object,
+        *,
+        writable: bool,
+    ) -> Array:
+        """Return an array on a part of it (numpy, or CuPy on a device).
+
+        ``owner`` is kept alive until the last view on the array has died, and nothing else is.
+        """
+        ...
+
+    def write(self, offset: int, parts: Sequence[Array]) -> Completion | None:
+        """Copy arrays into it, one behind the other, without gaps; the one copy there is.
+
+        Parts may be strided, and of the host's or a device's memory; their dtype is the wire's.
+
+        Returns:
+            What tells when the bytes are there and the parts are not read any more; ``None`` if
+            that is so already.
+        """
+        ...
+
+    def fence(self) -> Completion | None:
+        """Return what is done when all work on it that was enqueued before is; ``None`` if none."""
+        ...
+
+    def close(self) -> None:
+        """Give it back to the system; views on it must not be used any more. May be repeated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a region of shared memory.
+
+    Attributes:
+        region: Whose part it is.
+        offset: Where it begins, in bytes; a multiple of 256.
+        nbytes: Its size, which may be more than was asked for.
+    """
+
+    region: Region
+    offset: int
+    nbytes: int
+
+
+class Memory(Protocol):
+    """A kind of memory, of which regions are made."""
+
+    @property
+    def kind(self) -> MemoryKind:
+        """Whose memory it is."""
+        ...
+
+    def create(self, nbytes: int) -> Region:
+        """Return a new region of so many bytes at least.
+
+        Raises:
+            MemoryExhaustedError: The system, or a limit, does not give so much.
+            WrongContextError: This process was forked from the one that the memory belongs to.
+        """
+        ...
+
+
+class Blocks(Protocol):
+    """A source of parts of regions (a memory resource): they can be put on top of each other."""
+
+    def take(self, nbytes: int, purpose: str) -> Block:
+        """Return a block of so many bytes at least, aligned to 256 bytes.
+
+        Args:
+            nbytes: 1 or more.
+            purpose: What it is for, to be named by who reports: a model and a tensor.
+
+        Raises:
+            MemoryExhaustedError: There is none.
+        """
+        ...
+
+    def give(self, block: Block) -> None:
+        """Take a block back that :meth:`take` returned."""
         ...

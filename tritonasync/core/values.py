@@ -41,8 +41,14 @@ Datatype: TypeAlias = Literal[
 
 DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
 
+MemoryKind: TypeAlias = Literal["system", "cuda"]
+"""Whose memory a server is given to read and write: the host's (POSIX), or a GPU's."""
+
 ParameterValue: TypeAlias = bool | int | float | str
 """A request or response parameter: bool, int64, double or string (Triton's own extension)."""
+
+OutputMemory: TypeAlias = Literal["host", "gpu"]
+"""Where outputs are wanted: numpy arrays, or CuPy arrays."""
 
 Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
 """Parameters as pairs, so that a call can be a key. (``True == 1``: compare the types as well.)"""
@@ -161,6 +167,9 @@ class Call:
         idle_s: The longest wait for each response after the first, in seconds, where there may be
             several; the deadline is that of the first.
         decoupled: Whether the model may give no response, or many.
+        device: Whether inputs are in a GPU's memory, as CuPy arrays, in part at least.
+        output_memory: Where outputs are wanted: as numpy arrays, or as CuPy arrays on a GPU.
+        alone: Whether it is sent as it is, in no batch with others.
     """
 
     model: str
@@ -177,6 +186,9 @@ class Call:
     sequence: SequenceStep | None = None
     idle_s: float = math.inf
     decoupled: bool = False
+    device: bool = False
+    output_memory: OutputMemory = "host"
+    alone: bool = False
 
     @property
     def in_sequence(self) -> bool:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from tritonasync.core.errors import TritonError
+from tritonasync.core.near import is_near
 from tritonasync.core.ports import Backend
 from tritonasync.core.resilience import HealthPolicy
-from tritonasync.routing.balancer import is_near
 from tritonasync.routing.health import Health, HealthState
 from tritonasync.routing.verdict import Verdict, verdict_of
 

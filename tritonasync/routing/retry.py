@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
+from tritonasync.core.attempt import Attempt
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import Attempt, PoolClosedError, TritonError
+from tritonasync.core.errors import PoolClosedError, TritonError
 from tritonasync.core.resilience import RetryPolicy
 from tritonasync.routing.budget import Budget
 from tritonasync.routing.member import Member, ModelKey
