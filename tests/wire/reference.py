@@ -13,7 +13,7 @@ from tritonclient.grpc._utils import _get_inference_request
 from tritonclient.utils import serialize_byte_tensor
 
 from tritonasync.core.values import Array, Datatype
-from tritonasync.wire import decode, dtypes, encode
+from tritonasync.wire import decode, dtypes, plan
 from tritonasync.wire.dtypes import numpy_dtype
 
 
@@ -104,7 +104,7 @@ def _bits(array: Array) -> bytes:
 
 
 def clear_caches() -> None:
-    for cached in (dtypes._bfloat16, encode._plan, decode._head):
+    for cached in (dtypes._bfloat16, plan._plan, decode._head):
         cached.cache_clear()
     decode._layouts.clear()
 

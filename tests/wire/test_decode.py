@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from tests.wire import reference
 from tests.wire.strategies import FIXED_SIZE, arrays
 from tritonasync.core.errors import ProtocolError
 from tritonasync.wire import decode
-from tritonasync.wire.decode import decode_response
+from tritonasync.wire.decode import View, decode_response
 from tritonasync.wire.dtypes import numpy_dtype
 
 
@@ -146,44 +148,75 @@ def placed_response() -> bytes:
         {
             "A": (np.arange(2, dtype=np.float32), "FP32"),
             "B": (np.zeros(0, np.float32), "FP32"),
-            "C": (np.zeros(0, object), "BYTES"),
+            "C": (np.zeros(0, np.int16), "INT16"),
             "D": (np.arange(3, dtype=np.int8), "INT8"),
         }
     )
     message.outputs[1].shape[:] = [100]
-    message.outputs[2].shape[:] = [100]
+    message.outputs[2].shape[:] = [50]
     return message.SerializeToString()
 
 
-def test_outputs_placed_in_regions_are_left_out_with_their_empty_raw_contents():
-    reply = decode_response(placed_response(), placed={"B", "C"})
+def place(*names: str) -> dict[str, View]:
+    """Return places that hold a count from 0 on."""
+
+    def view(shape, dtype):
+        return np.arange(math.prod(shape), dtype=dtype).reshape(shape)
+
+    return dict.fromkeys(names, view)
+
+
+def test_outputs_placed_in_regions_are_seen_there():
+    reply = decode_response(placed_response(), placed=place("B", "C"))
     assert {name: array.tolist() for name, array in reply.outputs.items()} == {
         "A": [0, 1],
+        "B": list(range(100)),
+        "C": list(range(50)),
         "D": [0, 1, 2],
     }
+    assert reply.outputs["B"].dtype == np.float32
+    assert reply.outputs["C"].dtype == np.int16
 
 
 @pytest.mark.parametrize("placed", [(), ("B",), ("C",)])
 def test_an_output_without_contents_that_was_not_placed_is_refused(placed):
     with pytest.raises(ProtocolError):
-        decode_response(placed_response(), placed=placed)
+        decode_response(placed_response(), placed=place(*placed))
+
+
+def test_an_output_that_does_not_fit_its_place_is_refused():
+    def view(shape, dtype):
+        raise ValueError("400 bytes do not lie within 256")
+
+    with pytest.raises(ProtocolError, match="output 'B': 400 bytes do not lie within 256"):
+        decode_response(placed_response(), placed={**place("C"), "B": view})
+
+
+def test_strings_in_a_place_are_refused():
+    message = reference.response({"OUT": (np.zeros(0, object), "BYTES")})
+    message.outputs[0].shape[:] = [100]
+    with pytest.raises(ProtocolError, match="'OUT' has strings in a place for fixed sizes"):
+        decode_response(message.SerializeToString(), placed=place("OUT"))
 
 
 def test_a_placed_output_that_was_sent_all_the_same_is_read():
-    everything = {"B", "C", "A", "D", "one that does not exist"}
-    assert list(decode_response(placed_response(), placed=everything).outputs) == ["A", "D"]
+    everything = place("B", "C", "A", "D", "one that does not exist")
+    outputs = decode_response(placed_response(), placed=everything).outputs
+    assert list(outputs) == ["A", "B", "C", "D"]
+    assert not outputs["A"].flags.writeable  # a view on the message
     empty = reference.response({"OUT": (np.zeros((0, 3), np.float32), "FP32")})
     data = empty.SerializeToString()
-    assert decode_response(data, placed={"OUT"}).outputs["OUT"].shape == (0, 3)
+    assert decode_response(data, placed=place("OUT")).outputs["OUT"].shape == (0, 3)
     data = typed("INT32", (1,), int_contents=[4]).SerializeToString()
-    assert decode_response(data, placed={"OUT"}).outputs["OUT"].tolist() == [4]
+    assert decode_response(data, placed=place("OUT")).outputs["OUT"].tolist() == [4]
 
 
-def test_placed_outputs_beside_typed_contents_are_left_out():
+def test_placed_outputs_beside_typed_contents_are_seen_in_their_places():
     message = typed("INT32", (1,), int_contents=[4])
     message.outputs.add(name="B", datatype="FP32", shape=[100])
-    reply = decode_response(message.SerializeToString(), placed={"B"})
-    assert list(reply.outputs) == ["OUT"]
+    reply = decode_response(message.SerializeToString(), placed=place("B"))
+    assert reply.outputs["OUT"].tolist() == [4]
+    assert reply.outputs["B"].tolist() == list(range(100))
 
 
 def test_heads_come_from_the_cache_whatever_the_id_and_the_data():

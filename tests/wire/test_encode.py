@@ -10,7 +10,7 @@ from tests.wire import reference
 from tests.wire.strategies import FIXED_SIZE, tensors
 from tritonasync.core.errors import MessageTooLargeError
 from tritonasync.core.values import Call, InputTensor, SequenceStep
-from tritonasync.wire import encode
+from tritonasync.wire import plan
 from tritonasync.wire.dtypes import numpy_dtype
 from tritonasync.wire.encode import (
     STRING_WEIGHT_NBYTES,
@@ -168,22 +168,22 @@ def test_parameters_that_are_equal_as_keys_are_not_mixed_up():
 
 def test_ids_and_parameters_differ_while_the_head_comes_from_the_cache():
     array = np.zeros((1, 4), np.float32)
-    encode._plan.cache_clear()
+    plan._plan.cache_clear()
     messages = [
         parsed(call(tensor(array), request_id=str(index), parameters=(("index", index),)))
         for index in range(5)
     ]
     assert [message.id for message in messages] == list("01234")
     assert [message.parameters["index"].int64_param for message in messages] == [0, 1, 2, 3, 4]
-    assert encode._plan.cache_info()[:2] == (4, 1)
+    assert plan._plan.cache_info()[:2] == (4, 1)
 
 
 def test_the_cache_of_heads_is_bounded():
     array = np.zeros((1, 4), np.float32)
-    limit = encode._plan.cache_info().maxsize
+    limit = plan._plan.cache_info().maxsize
     for index in range(limit + 10):
         encode_request(Call(f"model {index}", "", (tensor(array),)))
-    assert encode._plan.cache_info().currsize == limit
+    assert plan._plan.cache_info().currsize == limit
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BF16"])

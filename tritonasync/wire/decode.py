@@ -15,11 +15,12 @@ part of it), so that its parsed form comes from a bounded cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -38,6 +39,13 @@ from tritonasync.wire.strings import decode_strings
 MAX_CACHED_HEAD_NBYTES: Final = 4096
 
 _FINAL: Final = "triton_final_response"
+
+View: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+"""Gives the array of a shape and dtype on a place in shared memory; ``ValueError`` if it does not
+fit there."""
+
+NOWHERE: Final[Mapping[str, View]] = MappingProxyType({})
+"""No output is placed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ def _remember_layout(message: bytes, output: _Output, head: Head, span: Span) ->
     _layouts[end] = _Layout(message[:start], head)
 
 
-def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
+def decode_response(message: bytes, *, placed: Mapping[str, View] = NOWHERE) -> Reply:
     """Return what a serialised ``ModelInferResponse`` says.
 
     Outputs of fixed-size datatypes are read-only views on ``message``, in the shape the server
@@ -125,10 +133,10 @@ def decode_response(message: bytes, *, placed: Collection[str] = ()) -> Reply:
 
     Args:
         message: What the server sent. Kept alive by the views.
-        placed: Names of the outputs that the request placed in shared-memory regions. The message
-            does not have their elements, so they are not in the reply, unless the server sent them
-            all the same. (The answer does not tell by itself: Triton 2.51 gives such an output
-            an empty raw content and no parameter.)
+        placed: Of the outputs that the request placed in shared memory, by name, what gives the
+            array in its place for a shape and dtype. The message does not have their elements,
+            unless the server sent them all the same. (The answer does not tell by itself: Triton
+            2.51 gives such an output an empty raw content and no parameter.)
 
     Raises:
         ProtocolError: The bytes are not such a message, or contradict themselves.
@@ -219,9 +227,14 @@ def _shaped(flat: Array, name: str, shape: tuple[int, ...]) -> Array:
 
 
 def read_outputs(
-    message: bytes, outputs: tuple[_Output, ...], spans: list[Span], placed: Collection[str]
+    message: bytes,
+    outputs: tuple[_Output, ...],
+    spans: list[Span],
+    placed: Mapping[str, View] = NOWHERE,
 ) -> dict[str, Array]:
     """Return the outputs that a head describes, their contents at ``spans`` of ``message``.
+
+    Those placed elsewhere are as :func:`decode_response` says.
 
     Raises:
         MalformedError: The contents are not what the head says.
@@ -229,10 +242,22 @@ def read_outputs(
     if spans and len(spans) != len(outputs):
         raise MalformedError(f"{len(outputs)} outputs have {len(spans)} raw contents")
     return {
-        output.name: _without_raw(output) if span is None else _raw(message, output, span)
+        output.name: _elsewhere(output, placed[output.name])
+        if output.name in placed and not _is_here(output, span)
+        else _without_raw(output)
+        if span is None
+        else _raw(message, output, span)
         for output, span in zip(outputs, spans or repeat(None))  # noqa: B905 -- repeat has no end
-        if output.name not in placed or _is_here(output, span)
     }
+
+
+def _elsewhere(output: _Output, view: View) -> Array:
+    if output.dtype.kind == "O":
+        raise MalformedError(f"output {output.name!r} has strings in a place for fixed sizes")
+    try:
+        return view(output.shape, output.dtype)
+    except ValueError as error:  # larger than its place
+        raise MalformedError(f"output {output.name!r}: {error}") from error
 
 
 def _is_here(output: _Output, span: Span | None) -> bool:

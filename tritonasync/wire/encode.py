@@ -17,30 +17,25 @@ mixed up in it (``True``, ``1`` and ``1.0`` are equal as keys).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
 from operator import attrgetter, countOf
 from typing import Any, Final, NoReturn, cast
 
 import numpy as np
 
-from tritonasync.core.errors import InvalidInputError, MessageTooLargeError
+from tritonasync.core.errors import InvalidInputError
 from tritonasync.core.values import (
     Array,
     Call,
-    Datatype,
     InputTensor,
     Parameters,
     SequenceStep,
 )
-from tritonasync.wire.dtypes import datatype_of, numpy_dtype
+from tritonasync.wire.dtypes import datatype_of
 from tritonasync.wire.framing import REQUEST_ID_TAG, REQUEST_RAW_TAG, field_prefix
 from tritonasync.wire.large import LARGE_NBYTES, join_large
-from tritonasync.wire.messages import InputHead, request_head, request_parameters
+from tritonasync.wire.messages import request_parameters
+from tritonasync.wire.plan import MAX_MESSAGE_NBYTES, Plan, Slot, plan_of, refusal, too_large
 from tritonasync.wire.strings import encode_strings
-
-MAX_MESSAGE_NBYTES: Final = 2**31 - 1
-"""gRPC's and protobuf's limit, in bytes."""
 
 STRING_WEIGHT_NBYTES: Final = 32
 """What :func:`request_nbytes` adds for each BYTES element."""
@@ -57,86 +52,6 @@ _SMALL_PART_NBYTES: Final = 8192
 _Piece = bytes | bytearray | Array
 _dtype_of = attrgetter("dtype")
 _nbytes_of = attrgetter("nbytes")
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """What an input's shape and datatype say of its raw content.
-
-    Attributes:
-        dtype: The numpy dtype of its parts; object for BYTES.
-        count: Elements.
-        nbytes: Bytes on the wire; 0 for BYTES, where only the elements tell.
-        prefix: The tag and length before the content; empty for BYTES.
-    """
-
-    dtype: np.dtype[Any]
-    count: int
-    nbytes: int
-    prefix: bytes
-
-    @property
-    def strings(self) -> bool:
-        return self.dtype.kind == "O"
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """All of a request that its names, datatypes and shapes decide.
-
-    Attributes:
-        head: The message without parameters, id and raw contents.
-        slots: The raw contents to come, in order.
-        nbytes: The size of all this, BYTES contents not counted.
-        has_strings: Whether an input is BYTES.
-    """
-
-    head: bytes
-    slots: tuple[_Slot, ...]
-    nbytes: int
-    has_strings: bool
-
-
-@lru_cache(maxsize=1024)
-def _plan(
-    model: str, version: str, inputs: tuple[InputHead, ...], outputs: tuple[str, ...]
-) -> _Plan:
-    # A batcher sends one model at up to max_batch_size numbers of rows, each with a head of its
-    # own (some 100 bytes): the cache holds several models' worth, within half a megabyte.
-    slots = tuple(_slot(model, *head) for head in inputs)
-    head = request_head(model, version, inputs, outputs)
-    nbytes = len(head) + sum(len(slot.prefix) + slot.nbytes for slot in slots)
-    # Before anything is built: each string has 4 bytes of length at least.
-    least = nbytes + sum(4 * slot.count for slot in slots if slot.strings)
-    if least > MAX_MESSAGE_NBYTES:
-        raise _too_large(model, least, MAX_MESSAGE_NBYTES)
-    return _Plan(head, slots, nbytes, any(slot.strings for slot in slots))
-
-
-def _slot(model: str, name: str, datatype: Datatype, shape: tuple[int, ...]) -> _Slot:
-    if not shape:
-        raise _refusal(
-            model,
-            name,
-            "a 0-d array cannot be sent: a Triton tensor has one axis at least; reshape it to (1,)",
-        )
-    if min(shape) < 0:
-        raise _refusal(model, name, f"shape {shape} has a negative axis")
-    dtype = numpy_dtype(datatype)
-    count = math.prod(shape)
-    if datatype == "BYTES":
-        return _Slot(dtype, count, 0, b"")
-    nbytes = count * dtype.itemsize
-    return _Slot(dtype, count, nbytes, field_prefix(REQUEST_RAW_TAG, nbytes))
-
-
-def _refusal(model: str, name: str, reason: str) -> InvalidInputError:
-    return InvalidInputError(f"model {model!r}, input {name!r}: {reason}", model=model)
-
-
-def _plan_of(call: Call) -> _Plan:
-    heads = tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in call.inputs])
-    return _plan(call.model, call.version, heads, call.outputs)
 
 
 def encode_request(
@@ -161,7 +76,7 @@ def encode_request(
             cannot be put in a message.
         MessageTooLargeError: The message would be over ``limit``.
     """
-    return _encode(call, _plan_of(call), limit, stream_id)
+    return encode_planned(call, plan_of(call), limit, stream_id)
 
 
 def encode_small(call: Call, below_nbytes: int, stream_id: str | None = None) -> bytes | None:
@@ -172,13 +87,17 @@ def encode_small(call: Call, below_nbytes: int, stream_id: str | None = None) ->
     Raises:
         InvalidInputError: As :func:`encode_request`.
     """
-    plan = _plan_of(call)
+    plan = plan_of(call)
     if _estimated_nbytes(call, plan) >= below_nbytes:
         return None
-    return _encode(call, plan, MAX_MESSAGE_NBYTES, stream_id)
+    return encode_planned(call, plan, MAX_MESSAGE_NBYTES, stream_id)
 
 
-def _encode(call: Call, plan: _Plan, limit: int, stream_id: str | None) -> bytes:
+def encode_planned(call: Call, plan: Plan, limit: int, stream_id: str | None = None) -> bytes:
+    """Return the message of a plan, with the raw contents of the call's inputs.
+
+    Raises as :func:`encode_request`.
+    """
     _check_size(call, plan.nbytes, limit)
     pieces: list[_Piece] = [plan.head]
     nbytes = plan.nbytes
@@ -212,15 +131,7 @@ def _sequence_parameters(step: SequenceStep) -> Parameters:
 
 def _check_size(call: Call, nbytes: int, limit: int) -> None:
     if nbytes > limit:
-        raise _too_large(call.model, nbytes, limit)
-
-
-def _too_large(model: str, nbytes: int, limit: int) -> MessageTooLargeError:
-    return MessageTooLargeError(
-        f"model {model!r}: the request is {nbytes:,} bytes or more, over the limit of "
-        f"{limit:,} bytes a message; send fewer rows at a time",
-        model=model,
-    )
+        raise too_large(call.model, nbytes, limit)
 
 
 def _id_field(call: Call, request_id: str) -> bytes:
@@ -257,11 +168,9 @@ def _contiguous(piece: _Piece) -> _Piece:
     return np.ascontiguousarray(piece) if isinstance(piece, np.ndarray) else piece
 
 
-def _buffers(tensor: InputTensor, slot: _Slot, call: Call) -> list[_Piece]:
+def _buffers(tensor: InputTensor, slot: Slot, call: Call) -> list[_Piece]:
     """Return the tensor's parts as ``join`` takes them, after checking that they add up."""
-    parts: tuple[Array, ...] | list[Array] = tensor.parts
-    if not _add_up(parts, slot):
-        parts = _mended(tensor, slot, call)
+    parts = wire_parts(tensor, slot, call)
     if tensor.datatype != "BF16":
         return list(parts)
     if slot.nbytes <= _SMALL_PART_NBYTES * len(parts):
@@ -269,7 +178,16 @@ def _buffers(tensor: InputTensor, slot: _Slot, call: Call) -> list[_Piece]:
     return [part.view(np.uint16) for part in parts]
 
 
-def _add_up(parts: tuple[Array, ...] | list[Array], slot: _Slot) -> bool:
+def wire_parts(tensor: InputTensor, slot: Slot, call: Call) -> tuple[Array, ...] | list[Array]:
+    """Return the tensor's parts in the wire's byte order, after checking that they add up.
+
+    Raises:
+        InvalidInputError: They do not.
+    """
+    return tensor.parts if _add_up(tensor.parts, slot) else _mended(tensor, slot, call)
+
+
+def _add_up(parts: tuple[Array, ...] | list[Array], slot: Slot) -> bool:
     """Return whether the parts have the dtype and the bytes (0.1 us a part)."""
     try:
         return (
@@ -280,7 +198,7 @@ def _add_up(parts: tuple[Array, ...] | list[Array], slot: _Slot) -> bool:
         return False
 
 
-def _mended(tensor: InputTensor, slot: _Slot, call: Call) -> list[Array]:
+def _mended(tensor: InputTensor, slot: Slot, call: Call) -> list[Array]:
     """Return the parts in the wire's byte order, or say what is wrong with them."""
     parts = [_native(part, index, tensor, slot, call) for index, part in enumerate(tensor.parts)]
     if not _add_up(parts, slot):
@@ -288,10 +206,10 @@ def _mended(tensor: InputTensor, slot: _Slot, call: Call) -> list[Array]:
     return parts
 
 
-def _native(part: Array, index: int, tensor: InputTensor, slot: _Slot, call: Call) -> Array:
+def _native(part: Array, index: int, tensor: InputTensor, slot: Slot, call: Call) -> Array:
     _check_part(part, index, tensor, call)
     if part.dtype != slot.dtype and part.dtype.newbyteorder("<") != slot.dtype:
-        raise _refusal(
+        raise refusal(
             call.model,
             tensor.name,
             f"part {index} is {part.dtype}, but {tensor.datatype} is sent from {slot.dtype}",
@@ -301,7 +219,7 @@ def _native(part: Array, index: int, tensor: InputTensor, slot: _Slot, call: Cal
 
 def _check_part(part: object, index: int, tensor: InputTensor, call: Call) -> None:
     if not isinstance(part, np.ndarray):
-        raise _refusal(
+        raise refusal(
             call.model,
             tensor.name,
             f"part {index} is a {type(part).__name__}, not a numpy array",
@@ -310,20 +228,20 @@ def _check_part(part: object, index: int, tensor: InputTensor, call: Call) -> No
 
 def _refuse_parts(tensor: InputTensor, call: Call) -> NoReturn:
     shapes = [str(part.shape) for part in tensor.parts[:4]] + ["…"] * (len(tensor.parts) > 4)
-    raise _refusal(
+    raise refusal(
         call.model,
         tensor.name,
         f"{len(tensor.parts)} parts of shapes {', '.join(shapes)} do not make up {tensor.shape}",
     )
 
 
-def _add_strings(pieces: list[_Piece], tensor: InputTensor, slot: _Slot, call: Call) -> int:
+def _add_strings(pieces: list[_Piece], tensor: InputTensor, slot: Slot, call: Call) -> int:
     """Append a BYTES tensor to ``pieces``; return its bytes, prefix included."""
     elements: list[Any] = []
     for index, part in enumerate(tensor.parts):
         _check_part(part, index, tensor, call)
         if datatype_of(part.dtype) != "BYTES":
-            raise _refusal(
+            raise refusal(
                 call.model,
                 tensor.name,
                 f"part {index} is {part.dtype}, but BYTES is sent from objects, bytes or str",
@@ -348,10 +266,10 @@ def request_nbytes(call: Call) -> int:
     Raises:
         InvalidInputError: As :func:`encode_request`, for the shapes and names.
     """
-    return _estimated_nbytes(call, _plan_of(call))
+    return _estimated_nbytes(call, plan_of(call))
 
 
-def _estimated_nbytes(call: Call, plan: _Plan) -> int:
+def _estimated_nbytes(call: Call, plan: Plan) -> int:
     if not plan.has_strings:
         return plan.nbytes
     strings = [t for t, slot in zip(call.inputs, plan.slots, strict=True) if slot.strings]

@@ -12,7 +12,7 @@ which is what allows a head to be written here and the raw contents to be append
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -23,12 +23,27 @@ from tritonasync.wire.framing import MalformedError
 from tritonasync.wire.schema import pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from tritonasync.wire.schema import Output, Parameter
+    from tritonasync.wire.schema import Output, Parameter, Placeable
 
 InputHead = tuple[str, Datatype, tuple[int, ...]]
 """Name, datatype and shape of an input, as it stands in a request's head."""
+
+
+class Place(NamedTuple):
+    """Where in shared memory a tensor lies.
+
+    Attributes:
+        region: The name under which the server knows the region.
+        offset: Where the tensor begins, in bytes from the region's beginning.
+        nbytes: Its size; for an output the room that it has.
+    """
+
+    region: str
+    offset: int
+    nbytes: int
+
 
 _INT64: Final = range(-(2**63), 2**63)
 _UINT64: Final = range(2**64)
@@ -87,17 +102,42 @@ def request_head(
     Raises:
         InvalidInputError: A name is no valid text, or an axis is over int64.
     """
+    return placed_head(
+        model, version, [(*head, None) for head in inputs], [(name, None) for name in outputs]
+    )
+
+
+def placed_head(
+    model: str,
+    version: str,
+    inputs: Iterable[tuple[*InputHead, Place | None]],
+    outputs: Iterable[tuple[str, Place | None]],
+) -> bytes:
+    """Return the same for tensors of which some are placed in shared memory.
+
+    Raises:
+        InvalidInputError: As :func:`request_head`.
+    """
     try:
         request = pb.ModelInferRequest(model_name=model, model_version=version)
-        for name, datatype, shape in inputs:
-            request.inputs.add(name=name, datatype=datatype, shape=shape)
-        for name in outputs:
-            request.outputs.add(name=name)
+        for name, datatype, shape, place in inputs:
+            _place(request.inputs.add(name=name, datatype=datatype, shape=shape), place)
+        for name, place in outputs:
+            _place(request.outputs.add(name=name), place)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"model {model!r}: its names and shapes do not fit a request: {error}", model=model
         ) from error
     return request.SerializeToString()
+
+
+def _place(tensor: Placeable, place: Place | None) -> None:
+    if place is None:
+        return
+    tensor.parameters["shared_memory_region"].string_param = place.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = place.nbytes
+    if place.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
 def request_parameters(model: str, parameters: Parameters) -> bytes:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     class Parameter(Message):
         """``InferParameter``: one of bool, int64, uint64, double, string."""
 
+        int64_param: int
+        string_param: str
+
+    class Placeable(Message):
+        """``ModelInferRequest.InferInputTensor`` or ``InferRequestedOutputTensor``."""
+
+        parameters: Mapping[str, Parameter]
+
     class Contents(Message):
         """``InferTensorContents``: the elements of a tensor in typed fields."""
 
@@ -33,8 +41,9 @@ if TYPE_CHECKING:
     class Repeated:
         """A repeated field of messages."""
 
-        def add(self, **fields: Any) -> None:  # noqa: ANN401 -- protobuf checks them at run time
-            """Append a message with these fields."""
+        def add(self, **fields: Any) -> Placeable:  # noqa: ANN401 -- protobuf checks them
+            """Append a message with these fields, and return it."""
+            ...
 
     class Request(Message):
         """``ModelInferRequest``."""

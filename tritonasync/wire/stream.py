@@ -88,7 +88,7 @@ class StreamResponse:
             }
             return Reply(head.model, head.version, outputs, request_id, head.parameters)
         try:
-            outputs = read_outputs(self._message, head.outputs, self._spans, ())
+            outputs = read_outputs(self._message, head.outputs, self._spans)
         except MalformedError as error:
             raise no_response(error, head.model) from error
         return Reply(head.model, head.version, outputs, request_id, head.parameters)
@@ -142,7 +142,7 @@ def _remember_stream_layout(message: bytes, start: int, head: Head, spans: list[
     try:
         id_starts, id_ends = id_span(message, start)
         # Now, and so for all like it: whether the elements are what the shape says.
-        read_outputs(message, head.outputs, spans, ())
+        read_outputs(message, head.outputs, spans)
     except MalformedError:
         return
     if not (id_starts < id_ends <= elements <= MAX_CACHED_HEAD_NBYTES and end == size):
