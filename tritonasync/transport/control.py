@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final, cast
 
-from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import model_config_pb2
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ProtocolError, Stage
@@ -28,10 +27,10 @@ from tritonasync.core.reports import (
 )
 from tritonasync.core.values import DATATYPES, Datatype, ModelSpec, TensorSpec
 from tritonasync.transport.endpoint import Endpoint
+from tritonasync.transport.protobuf import ask, pb
 
-# The generated module makes its classes at import and carries no types; seen as a plain module its
-# members are Any, and each answer becomes a typed value within its own function below.
-_pb: Final = cast("ModuleType", service_pb2)
+# Seen as a plain module its members are Any, as those of ``pb``: each answer becomes a typed value
+# within its own function below.
 _config_pb: Final = cast("ModuleType", model_config_pb2)
 
 _IDLE_US: Final = 1_000_000
@@ -58,23 +57,23 @@ class Control:
 
     async def live(self, deadline: Deadline) -> bool:
         """Return whether the server says it is alive."""
-        answer = await self._call("ServerLive", _pb.ServerLiveRequest(), deadline)
+        answer = await self._call("ServerLive", pb.ServerLiveRequest(), deadline)
         return bool(answer.live)
 
     async def ready(self, deadline: Deadline) -> bool:
         """Return whether the server says that it, and every model it must load, is ready."""
-        answer = await self._call("ServerReady", _pb.ServerReadyRequest(), deadline)
+        answer = await self._call("ServerReady", pb.ServerReadyRequest(), deadline)
         return bool(answer.ready)
 
     async def model_ready(self, model: str, version: str, deadline: Deadline) -> bool:
         """Return whether a model (one version of it, or any) answers."""
-        request = _pb.ModelReadyRequest(name=model, version=version)
+        request = pb.ModelReadyRequest(name=model, version=version)
         answer = await self._call("ModelReady", request, deadline, model=model)
         return bool(answer.ready)
 
     async def server_metadata(self, deadline: Deadline) -> ServerMetadata:
         """Return the server's name, version and extensions."""
-        answer = await self._call("ServerMetadata", _pb.ServerMetadataRequest(), deadline)
+        answer = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return ServerMetadata(answer.name, answer.version, tuple(answer.extensions))
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
@@ -92,9 +91,20 @@ class Control:
         config = await self._config(model, version, deadline)
         return bool(config.model_transaction_policy.decoupled)
 
+    async def uses_gpu(self, model: str, version: str, deadline: Deadline) -> bool:
+        """Return whether a model takes its inputs in a GPU's memory: all of its instances do."""
+        config = await self._config(model, version, deadline)
+        forced = config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value
+        if config.backend == "python" and forced.lower() != "no":
+            return False
+        kinds = {group.kind for group in config.instance_group}
+        if config.model_transaction_policy.decoupled or not kinds:
+            return False
+        return kinds == {_config_pb.ModelInstanceGroup.KIND_GPU}
+
     async def index(self, deadline: Deadline, *, ready_only: bool = False) -> list[IndexEntry]:
         """Return the models in the server's repositories, or only those that are ready."""
-        request = _pb.RepositoryIndexRequest(ready=ready_only)
+        request = pb.RepositoryIndexRequest(ready=ready_only)
         answer = await self._call("RepositoryIndex", request, deadline)
         return [IndexEntry(m.name, m.version, m.state, m.reason) for m in answer.models]
 
@@ -102,7 +112,7 @@ class Control:
         self, model: str, version: str, deadline: Deadline
     ) -> list[ModelStatistics]:
         """Return statistics of each loaded version; of all models if ``model`` is empty."""
-        request = _pb.ModelStatisticsRequest(name=model, version=version)
+        request = pb.ModelStatisticsRequest(name=model, version=version)
         answer = await self._call("ModelStatistics", request, deadline, model=model or None)
         return [_model_statistics(entry) for entry in answer.model_stats]
 
@@ -110,7 +120,7 @@ class Control:
         self, model: str, config: str | None, files: Mapping[str, bytes], deadline: Deadline
     ) -> None:
         """Load or reload a model; ``config`` is JSON, ``files`` are by path below the model."""
-        request = _pb.RepositoryModelLoadRequest(model_name=model)
+        request = pb.RepositoryModelLoadRequest(model_name=model)
         if config is not None:
             request.parameters["config"].string_param = config
         for path, content in files.items():
@@ -119,16 +129,16 @@ class Control:
 
     async def unload(self, model: str, deadline: Deadline, *, dependents: bool = False) -> None:
         """Begin to unload a model; the server answers before it is gone (server #4844)."""
-        request = _pb.RepositoryModelUnloadRequest(model_name=model)
+        request = pb.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = dependents
         await self._call("RepositoryModelUnload", request, deadline, model=model, repeatable=False)
 
     async def _metadata(self, model: str, version: str, deadline: Deadline) -> Any:
-        request = _pb.ModelMetadataRequest(name=model, version=version)
+        request = pb.ModelMetadataRequest(name=model, version=version)
         return await self._call("ModelMetadata", request, deadline, model=model, stage="metadata")
 
     async def _config(self, model: str, version: str, deadline: Deadline) -> Any:
-        request = _pb.ModelConfigRequest(name=model, version=version)
+        request = pb.ModelConfigRequest(name=model, version=version)
         answer = await self._call("ModelConfig", request, deadline, model=model, stage="metadata")
         return answer.config
 
@@ -143,23 +153,15 @@ class Control:
         repeatable: bool = True,
     ) -> Any:
         """Send a protobuf message and parse the answer; a question may always be asked again."""
-        answer = await self._endpoint.exchange(
+        return await ask(
+            self._endpoint,
             method,
-            request.SerializeToString(),
+            request,
             deadline,
             stage=stage,
             model=model,
             repeatable=repeatable,
         )
-        kind = getattr(_pb, f"{method}Response")
-        try:
-            return kind.FromString(answer)
-        except DecodeError as error:
-            raise ProtocolError(
-                f"{self.target}: the answer to {method} is no {kind.__name__}",
-                model=model,
-                endpoint=self.target,
-            ) from error
 
 
 def _model_spec(version: str, metadata: Any, config: Any, target: str) -> ModelSpec:
