@@ -18,28 +18,32 @@ if TYPE_CHECKING:
         BlockingDetector,
         BlockingEncoder,
         BlockingGenerator,
+        BlockingLease,
         BlockingModel,
         BlockingPool,
         BlockingSequence,
         BlockingStream,
     )
+    from tritonasync.core.attempt import Attempt
     from tritonasync.core.errors import (
         AccessDeniedError,
-        Attempt,
         ConfigurationError,
         ConnectionLostError,
         ControlRefusedError,
         DeadlineExceededError,
         DecoupledModelError,
+        DeviceError,
         InvalidInputError,
         InvalidRequestError,
         LoadFailedError,
+        MemoryExhaustedError,
         MessageTooLargeError,
         MissingExtraError,
         ModelFailedError,
         ModelNotFoundError,
         ModelNotReadyError,
         ModelUnhealthyError,
+        PlacementError,
         PoolClosedError,
         ProtocolError,
         QueueFullError,
@@ -67,6 +71,7 @@ if TYPE_CHECKING:
     )
     from tritonasync.core.policies import (
         BatchPolicy,
+        MemoryPolicy,
         Padding,
         StreamPolicy,
         TlsConfig,
@@ -88,17 +93,19 @@ if TYPE_CHECKING:
     from tritonasync.handles.detector import Detector
     from tritonasync.handles.encoder import Encoder
     from tritonasync.handles.generator import Generator
+    from tritonasync.handles.lease import LeasedInputs
     from tritonasync.handles.model import ModelHandle
     from tritonasync.handles.outputs import Outputs
     from tritonasync.handles.sequence import SequenceHandle
     from tritonasync.handles.stream import ResponseStream
+    from tritonasync.memory.lender import MemoryStatistics
     from tritonasync.pool import TritonPool
     from tritonasync.routing.member import EndpointHealth
     from tritonasync.routing.statistics import RoutingStatistics
     from tritonasync.stages import PoolStatistics
     from tritonasync.transport.admin import Admin
     from tritonasync.transport.choice import TransportChoice
-    from tritonasync.transport.statistics import EndpointStatistics
+    from tritonasync.transport.statistics import EndpointStatistics, SharingReport
 
 __all__ = [
     "AccessDeniedError",
@@ -112,6 +119,7 @@ __all__ = [
     "BlockingDetector",
     "BlockingEncoder",
     "BlockingGenerator",
+    "BlockingLease",
     "BlockingModel",
     "BlockingPool",
     "BlockingSequence",
@@ -129,6 +137,7 @@ __all__ = [
     "Detection",
     "Detections",
     "Detector",
+    "DeviceError",
     "Duration",
     "Encoder",
     "EndpointHealth",
@@ -139,7 +148,11 @@ __all__ = [
     "IndexEntry",
     "InvalidInputError",
     "InvalidRequestError",
+    "LeasedInputs",
     "LoadFailedError",
+    "MemoryExhaustedError",
+    "MemoryPolicy",
+    "MemoryStatistics",
     "MessageTooLargeError",
     "MissingExtraError",
     "ModelConfig",
@@ -152,6 +165,7 @@ __all__ = [
     "ModelUnhealthyError",
     "Outputs",
     "Padding",
+    "PlacementError",
     "PoolClosedError",
     "PoolStatistics",
     "ProtocolError",
@@ -175,6 +189,7 @@ __all__ = [
     "ServerUnreachableError",
     "ServingError",
     "SharedMemoryError",
+    "SharingReport",
     "SlotTooSmallError",
     "StreamPolicy",
     "TensorSpec",
@@ -197,28 +212,32 @@ _NAMES = {
         "BlockingDetector",
         "BlockingEncoder",
         "BlockingGenerator",
+        "BlockingLease",
         "BlockingModel",
         "BlockingPool",
         "BlockingSequence",
         "BlockingStream",
     ),
+    "tritonasync.core.attempt": ("Attempt",),
     "tritonasync.core.errors": (
         "AccessDeniedError",
-        "Attempt",
         "ConfigurationError",
         "ConnectionLostError",
         "ControlRefusedError",
         "DeadlineExceededError",
         "DecoupledModelError",
+        "DeviceError",
         "InvalidInputError",
         "InvalidRequestError",
         "LoadFailedError",
+        "MemoryExhaustedError",
         "MessageTooLargeError",
         "MissingExtraError",
         "ModelFailedError",
         "ModelNotFoundError",
         "ModelNotReadyError",
         "ModelUnhealthyError",
+        "PlacementError",
         "PoolClosedError",
         "ProtocolError",
         "QueueFullError",
@@ -246,6 +265,7 @@ _NAMES = {
     ),
     "tritonasync.core.policies": (
         "BatchPolicy",
+        "MemoryPolicy",
         "Padding",
         "StreamPolicy",
         "TlsConfig",
@@ -270,6 +290,8 @@ _NAMES = {
     "tritonasync.handles.detector": ("Detector",),
     "tritonasync.handles.encoder": ("Encoder",),
     "tritonasync.handles.generator": ("Generator",),
+    "tritonasync.handles.lease": ("LeasedInputs",),
+    "tritonasync.memory.lender": ("MemoryStatistics",),
     "tritonasync.handles.model": ("ModelHandle",),
     "tritonasync.handles.outputs": ("Outputs",),
     "tritonasync.handles.stream": ("ResponseStream",),
@@ -280,7 +302,7 @@ _NAMES = {
     "tritonasync.transport.admin": ("Admin",),
     "tritonasync.handles.sequence": ("SequenceHandle",),
     "tritonasync.transport.choice": ("TransportChoice",),
-    "tritonasync.transport.statistics": ("EndpointStatistics",),
+    "tritonasync.transport.statistics": ("EndpointStatistics", "SharingReport"),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

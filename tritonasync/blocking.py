@@ -24,6 +24,7 @@ from tritonasync.handles.course import check_end
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.generator import Generator
+from tritonasync.handles.lease import LeasedInputs, Lending
 from tritonasync.handles.model import ModelHandle
 from tritonasync.handles.outputs import Outputs
 from tritonasync.handles.sequence import SequenceHandle
@@ -176,6 +177,25 @@ def _flagged(source: Iterable[Inputs], *, end: bool) -> Iterator[tuple[Inputs, b
         yield held, end
 
 
+class BlockingLease(Facade[Lending]):
+    """Input arrays in shared memory, lent in plain ``with``: ``with model.lease(8) as slot``."""
+
+    _enter = waiting(Lending.__aenter__)
+    _leave = waiting(Lending.__aexit__)
+
+    def __enter__(self) -> LeasedInputs:
+        """Take the arrays. Raises as :meth:`ModelHandle.lease` says."""
+        return self._enter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave(kind, error, traceback)
+
+
 class BlockingModel(_BlockingHandle[ModelHandle]):
     """A :class:`ModelHandle` that waits: the same methods without ``await``."""
 
@@ -183,6 +203,7 @@ class BlockingModel(_BlockingHandle[ModelHandle]):
     one = waiting(ModelHandle.one)
     stream = streaming(ModelHandle.stream)
     sequence = making(ModelHandle.sequence, BlockingSequence)
+    lease = making(ModelHandle.lease, BlockingLease)
 
 
 class BlockingClassifier(_BlockingHandle[Classifier]):

@@ -70,6 +70,7 @@ class HandleFactory:
             idempotent=idempotent,
             lane=self._gate.lane,
             streamer=self._gate,
+            lend=self._gate.lend,
         )
 
     def classifier(

@@ -11,10 +11,12 @@ from typing import get_args
 
 from tritonasync.core.checks import is_count
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.policies import BatchPolicy, StreamPolicy, TlsConfig
+from tritonasync.core.policies import BatchPolicy, MemoryPolicy, StreamPolicy, TlsConfig
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
 from tritonasync.transport.backend import Transport
 from tritonasync.transport.channel import HeaderSupply
+from tritonasync.transport.placement import Sharing
+from tritonasync.transport.shared import check_sharing
 from tritonasync.transport.target import parse_target
 
 
@@ -36,15 +38,23 @@ class Options:
     headers: HeaderSupply
     transport: Transport
     streams: StreamPolicy
+    shared_memory: Sharing
+    memory: MemoryPolicy
 
     def __post_init__(self) -> None:
         """Refuse what type checkers would; not everybody runs one."""
+        self._check_connection()
+        self._check_policies()
+
+    def _check_connection(self) -> None:
         if not is_count(self.channels):
             raise ConfigurationError(
                 f"channels must be 1 or more, a whole number, not {self.channels!r}"
             )
         if not (self.tls is None or isinstance(self.tls, TlsConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"tls must be a TlsConfig(ca=…) or None, not {self.tls!r}")
+
+    def _check_policies(self) -> None:
         if not (self.batching is None or isinstance(self.batching, BatchPolicy)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"batching must be a BatchPolicy or None, not {self.batching!r}"
@@ -60,6 +70,15 @@ class Options:
             )
         if not isinstance(self.streams, StreamPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"streams must be a StreamPolicy, not {self.streams!r}")
+        if self.shared_memory not in get_args(Sharing):
+            raise ConfigurationError(
+                f"shared_memory is one of {', '.join(get_args(Sharing))}, not "
+                f"{self.shared_memory!r}"
+            )
+        for endpoint in self.endpoints:
+            check_sharing(endpoint.url, self.shared_memory)
+        if not isinstance(self.memory, MemoryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"memory must be a MemoryPolicy, not {self.memory!r}")
         if not isinstance(self.prefer_loopback, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"prefer_loopback is True or False, not {self.prefer_loopback!r}"

@@ -16,7 +16,13 @@ import anyio
 
 from tritonasync.blocking import BlockingPool
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.policies import BatchPolicy, HeaderSource, StreamPolicy, TlsConfig
+from tritonasync.core.policies import (
+    BatchPolicy,
+    HeaderSource,
+    MemoryPolicy,
+    StreamPolicy,
+    TlsConfig,
+)
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
 from tritonasync.factory import HandleFactory
 from tritonasync.options import Options, endpoints_of
@@ -26,6 +32,7 @@ from tritonasync.transport.backend import Transport
 from tritonasync.transport.channel import HeaderSupply
 from tritonasync.transport.control import Control
 from tritonasync.transport.gate import Gate, GateState
+from tritonasync.transport.placement import Sharing
 from tritonasync.transport.target import parse_target
 
 _P = ParamSpec("_P")
@@ -34,6 +41,7 @@ _BATCHING: Final = BatchPolicy()
 _RETRY: Final = RetryPolicy()
 _HEALTH: Final = HealthPolicy()
 _STREAMS: Final = StreamPolicy()
+_MEMORY: Final = MemoryPolicy()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -63,6 +71,11 @@ class TritonPool(HandleFactory):
             faster by model and size (see the page on streams). Responses of decoupled models always
             come over streams.
         streams: How streams are shared, and how much is kept for slow readers of responses.
+        shared_memory: Whether large tensors lie in memory that is shared with servers of this
+            machine, instead of travelling in messages: ``"auto"`` where that works and pays,
+            ``"off"``, or ``"system"`` or ``"cuda"`` to insist on the host's or a GPU's: then it is
+            an error where that cannot be had (see the page on shared memory).
+        memory: How much of it, and from what size on.
         channels: Connections to the server. One carries most loads; several help where large
             messages hold up small ones.
         tls: How to talk TLS; ``None`` for plain text.
@@ -86,6 +99,8 @@ class TritonPool(HandleFactory):
         timeout_s: float = 30.0,
         transport: Transport = "auto",
         streams: StreamPolicy = _STREAMS,
+        shared_memory: Sharing = "auto",
+        memory: MemoryPolicy = _MEMORY,
         channels: int = 1,
         tls: TlsConfig | None = None,
         headers: HeaderSource = _NO_HEADERS,
@@ -104,6 +119,8 @@ class TritonPool(HandleFactory):
             prefer_loopback=prefer_loopback,
             transport=transport,
             streams=streams,
+            shared_memory=shared_memory,
+            memory=memory,
             channels=channels,
             tls=tls,
             headers=HeaderSupply(headers, protocol_keys),

@@ -13,16 +13,20 @@ belongs to the stage that started it, and :meth:`Stages.close` awaits them all.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
-from tritonasync.batching.batcher import Batcher
+from tritonasync.batching.batcher import MESSAGE_NBYTES, SHARED_NBYTES, Batcher
 from tritonasync.batching.splitter import Splitter
 from tritonasync.batching.statistics import BatchingStatistics
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import Stage
 from tritonasync.core.policies import BatchPolicy
 from tritonasync.core.resilience import EndpointSpec
+from tritonasync.core.values import MemoryKind
+from tritonasync.memory.lender import MemoryStatistics
+from tritonasync.memory.store import MemoryStore
 from tritonasync.options import Options
 from tritonasync.routing.member import Member
 from tritonasync.routing.router import Router
@@ -33,6 +37,7 @@ from tritonasync.transport.channel import open_channels
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.gate import Gate
+from tritonasync.transport.shared import check_sharing
 from tritonasync.transport.statistics import EndpointStatistics
 
 
@@ -45,12 +50,14 @@ class PoolStatistics:
         endpoints: What each endpoint has done so far.
         batching: What became of the rows of each model that was called.
         routing: Retries, hedges, and how each endpoint fares.
+        memory: Each kind of shared memory that was used.
     """
 
     in_flight: int
     endpoints: tuple[EndpointStatistics, ...]
     batching: tuple[BatchingStatistics, ...] = ()
     routing: RoutingStatistics = RoutingStatistics()  # noqa: RUF009 - frozen
+    memory: Mapping[MemoryKind, MemoryStatistics] = field(default_factory=dict)
 
 
 class Stages:
@@ -65,6 +72,9 @@ class Stages:
         self._options = options
         self._gate = gate
         self._backends: dict[str, EndpointBackend] = {}
+        self._store = MemoryStore(options.memory)
+        self._held_by_removed: list[str] = []  # regions that removed servers may still have
+        self._shares = False  # whether calls were placed in shared memory
         self._removals: dict[asyncio.Task[None], EndpointBackend] = {}
         self._router = Router(options.retry, options.health, prefer_near=options.prefer_loopback)
         self.catalog = Catalog(self._router.describe, self._waits_for)
@@ -75,15 +85,23 @@ class Stages:
 
     def _lead(self, policy: BatchPolicy | None) -> None:
         router, catalog = self._router, self.catalog
+        sharing = self._options.shared_memory
+        default: MemoryKind = "cuda" if sharing == "cuda" else "system"
+        lend = None if sharing == "off" else partial(self._store.lend, default=default)
         if policy is None:
-            self._gate.lead_to(Splitter(router, catalog), catalog, streamer=router)
+            self._gate.lead_to(Splitter(router, catalog), catalog, streamer=router, lend=lend)
             return
         self._batcher = batcher = Batcher(
-            router, catalog, policy, self._answers_by, lambda: router.fleet.width
+            router,
+            catalog,
+            policy,
+            self._answers_by,
+            lambda: router.fleet.width,
+            nbytes=lambda: SHARED_NBYTES if self._shares else MESSAGE_NBYTES,
         )
         limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
         splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
-        self._gate.lead_to(splitter, catalog, batcher.lane, streamer=router)
+        self._gate.lead_to(splitter, catalog, batcher.lane, streamer=router, lend=lend)
 
     # --- endpoints ------------------------------------------------------------------------------
 
@@ -91,21 +109,36 @@ class Stages:
         """Take an endpoint in; its URL is a gRPC target by now.
 
         Raises:
-            ConfigurationError: It is there already.
+            ConfigurationError: It is there already, or cannot share memory, which is insisted on.
         """
         options, target = self._options, spec.url
         self._router.fleet.check_new(target)
+        check_sharing(target, options.shared_memory)
         endpoint = Endpoint(
             target,
             partial(open_channels, target, count=options.channels, tls=options.tls),
             options.headers,
             cancel_on_server=options.retry.cancel_on_server,
         )
-        backend = EndpointBackend(endpoint, transport=options.transport, streams=options.streams)
+        backend = EndpointBackend(
+            endpoint,
+            transport=options.transport,
+            streams=options.streams,
+            store=self._store,
+            memory=options.memory,
+            sharing=options.shared_memory,
+            on_shared=self._note_shared,
+        )
         # The server may be another one by now, with other models.
         backend.watch_reconnections(self.catalog.refresh)
         self._backends[target] = backend
         self._router.fleet.add(backend, weight=spec.weight)
+
+    def _note_shared(self) -> None:
+        """Take note that a call went by shared memory: batches may be larger."""
+        self._shares = True
+        if self._batcher is not None:
+            self._batcher.relimit()
 
     async def remove(self, target: str, deadline: Deadline) -> None:
         """Send nothing new to an endpoint, wait for what is out, close it.
@@ -124,6 +157,7 @@ class Stages:
         await self._router.drain(member, deadline)
         backend.endpoint.link.removed = True
         await backend.aclose(deadline)
+        self._held_by_removed += backend.held_regions()
 
     def _removed(self, removal: asyncio.Task[None]) -> None:
         self._removals.pop(removal, None)
@@ -174,6 +208,8 @@ class Stages:
         if batcher is not None:
             await batcher.aclose()
         await self._router.aclose()
+        held = [name for each in self._backends.values() for name in each.held_regions()]
+        await self._store.aclose(deadline, [*held, *self._held_by_removed])
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
@@ -186,4 +222,5 @@ class Stages:
             endpoints=tuple([backend.statistics() for backend in self._backends.values()]),
             batching=() if batcher is None else batcher.statistics(),
             routing=self._router.statistics(),
+            memory=self._store.statistics(),
         )

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 
-from tritonasync.batching.batcher import Batcher
+from tritonasync.batching.batcher import MESSAGE_NBYTES, Batcher
 from tritonasync.batching.line import Line
 from tritonasync.batching.splitter import Splitter
 from tritonasync.core.deadline import NEVER, Deadline
@@ -170,7 +170,15 @@ def limited(inflight: int = 1, **limits) -> BatchPolicy:
 def line_to(stage: Stage, policy: BatchPolicy | None = None, catalog: Catalog | None = None):
     """A line of its own, for the tests of what happens within one model."""
     catalog = catalog or Catalog()
-    return Line(catalog.spec, stage, catalog, policy or limited(), lambda: stage.name, lambda: 1)
+    return Line(
+        catalog.spec,
+        stage,
+        catalog,
+        policy or limited(),
+        lambda: stage.name,
+        lambda: 1,
+        lambda: MESSAGE_NBYTES,
+    )
 
 
 def start(*coroutines) -> list[asyncio.Task]:

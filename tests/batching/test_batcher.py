@@ -25,6 +25,7 @@ from tests.batching.fakes import (
     until,
     values,
 )
+from tritonasync.batching.batcher import Batcher
 from tritonasync.core.errors import (
     ConnectionLostError,
     InvalidInputError,
@@ -121,6 +122,16 @@ async def test_a_batch_has_no_more_bytes_than_the_policy_says():
     line = line_to(stage, limited(max_nbytes=24))
     await told(*[line.infer(call(number)) for number in range(7)])
     assert [len(rows) for rows in stage.sent] == [3, 3, 1]
+
+
+async def test_a_byte_limit_that_the_policy_leaves_open_may_move():
+    stage, limit = Stage(), [24]
+    batcher = Batcher(stage, Catalog(), limited(), nbytes=lambda: limit[0])
+    await told(*[batcher.infer(call(number)) for number in range(7)])
+    limit[0] = 48
+    batcher.relimit()
+    await told(*[batcher.infer(call(number)) for number in range(7)])
+    assert [len(rows) for rows in stage.sent] == [3, 3, 1, 6, 1]
 
 
 async def test_a_row_beyond_the_byte_limit_is_sent_alone():

@@ -117,7 +117,7 @@ async def test_a_row_whose_time_is_up_in_flight_leaves_and_the_batch_goes_on():
     stage = Stage(hold=True)
     line = line_to(stage)
     stage.name = "connect"
-    late, good = start(line.infer(call(1, deadline=soon())), line.infer(call(2)))
+    late, good = start(line.infer(call(1, deadline=soon(0.1))), line.infer(call(2)))
     (error,) = await told(late)
     assert isinstance(error, DeadlineExceededError)
     assert error.stage == "connect"

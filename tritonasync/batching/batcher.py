@@ -20,6 +20,12 @@ from tritonasync.core.policies import BatchPolicy
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Call, ModelSpec, Reply
 
+MESSAGE_NBYTES: Final = 2 << 20
+"""The most bytes of a batch that goes as a message: see :class:`BatchPolicy`."""
+
+SHARED_NBYTES: Final = 8 << 20
+"""The most of one in shared memory, where the bytes themselves do not travel."""
+
 _MAX_LANES: Final = 256
 """Short ways that are kept for the next handles; those who hold one keep it anyway."""
 
@@ -27,9 +33,9 @@ _MAX_LANES: Final = 256
 class Batcher:
     """Batches calls by model (an :class:`~tritonasync.core.ports.Invoker`).
 
-    What has no batch axis passes through, and so do stateful and decoupled models, and calls with
-    an id of their own, which the server is to log. A call of more rows than a batch may have is a
-    batch of its own: the stage above splits it.
+    What has no batch axis passes through, and so do stateful and decoupled models, calls with an id
+    of their own, which the server is to log, and those that are to be sent as they are. A call of
+    more rows than a batch may have is a batch of its own: the stage above splits it.
 
     Args:
         next_stage: Where batches go.
@@ -37,6 +43,8 @@ class Batcher:
         policy: The limits of each model's batches.
         stage: Names what a sent batch waits for, for those whose time runs out.
         endpoints: Tells how many endpoints share the batches.
+        nbytes: Tells the most bytes of a batch where the policy leaves them open;
+            :meth:`relimit` says that it tells otherwise now.
     """
 
     def __init__(
@@ -46,12 +54,15 @@ class Batcher:
         policy: BatchPolicy,
         stage: Callable[[], Stage] = lambda: "server",
         endpoints: Callable[[], int] = lambda: 1,
+        *,
+        nbytes: Callable[[], int] = lambda: MESSAGE_NBYTES,
     ) -> None:
         self._next = next_stage
         self._catalog = catalog
         self._policy = policy
         self._stage = stage
         self._endpoints = endpoints
+        self._nbytes = nbytes
         self._lines: dict[tuple[str, str], Line] = {}
         self._lanes: dict[tuple[str, str, BatchKey, float], Lane] = {}
 
@@ -67,12 +78,12 @@ class Batcher:
         """
         spec = self._catalog.known(call.model, call.version)
         line = self._lines.get((call.model, call.version))
-        if line is not None and line.spec is spec and call.rows and not call.request_id:
+        if line is not None and line.spec is spec and call.rows and not _own(call):
             return line.infer(call) if line.batches else self._next.infer(call)
         return self._describe(call) if spec is None else self._infer(call, spec)
 
     def _infer(self, call: Call, spec: ModelSpec) -> Coroutine[Any, Any, Reply]:
-        if not call.rows or call.request_id or not is_batched(spec):
+        if not call.rows or _own(call) or not is_batched(spec):
             return self._next.infer(call)
         return self._line(spec).infer(call)
 
@@ -83,7 +94,15 @@ class Batcher:
     def _line(self, spec: ModelSpec) -> Line:
         line = self._lines.get((spec.name, spec.version))
         if line is None:
-            line = Line(spec, self._next, self._catalog, self._policy, self._stage, self._endpoints)
+            line = Line(
+                spec,
+                self._next,
+                self._catalog,
+                self._policy,
+                self._stage,
+                self._endpoints,
+                self._nbytes,
+            )
             self._lines[spec.name, spec.version] = line
         elif line.spec is not spec:
             line.learn(spec)
@@ -106,6 +125,11 @@ class Batcher:
             lane = self._lanes[name] = Lane(line, kind, timeout_s)
         return lane
 
+    def relimit(self) -> None:
+        """Take note that what bounds a batch may be different now."""
+        for line in self._lines.values():
+            line.relimit()
+
     def hasten(self) -> None:
         """Close the short way, and let what waits leave without lingering: no more will come."""
         for line in self._lines.values():
@@ -126,3 +150,8 @@ class Batcher:
     def statistics(self) -> tuple[BatchingStatistics, ...]:
         """Return what became of each model's rows so far."""
         return tuple(line.statistics() for line in self._lines.values())
+
+
+def _own(call: Call) -> bool:
+    """Return whether a call is a request of its own."""
+    return bool(call.request_id) or call.alone

@@ -67,6 +67,8 @@ def gather(
         key.parameters,
         deadline=deadline,
         idempotent=key.idempotent,
+        device=key.device,
+        output_memory=key.output_memory,
         wanted_until=max([group.deadline_at for group in groups], default=math.inf),
     )
 

@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import TypeAlias
 
 from tritonasync.core.policies import Padding
-from tritonasync.core.values import Call, Datatype, InputTensor, ModelSpec, Parameters
+from tritonasync.core.values import Call, Datatype, InputTensor, ModelSpec, OutputMemory, Parameters
 from tritonasync.wire.dtypes import numpy_dtype
 
 InputRow: TypeAlias = tuple[str, Datatype, tuple[int, ...]]
@@ -31,6 +31,8 @@ class BatchKey:
             the server; and what is no parameter at all is not for a comparison to refuse.
         padding: How rows are filled up to one length, if they may differ.
         idempotent: Whether it does no harm if the model runs twice.
+        device: Whether rows are in a GPU's memory.
+        output_memory: Where outputs are wanted.
         parameters: The parameters themselves.
         row_nbytes: The bytes of a row's inputs; ``None`` if they differ from row to row.
     """
@@ -40,6 +42,8 @@ class BatchKey:
     said: tuple[tuple[str, type, str], ...]
     padding: Padding | None = None
     idempotent: bool = True
+    device: bool = False
+    output_memory: OutputMemory = "host"
     parameters: Parameters = field(default=(), compare=False)
     row_nbytes: int | None = field(init=False, compare=False)
 
@@ -55,14 +59,21 @@ def is_batched(spec: ModelSpec) -> bool:
 def key_of(call: Call) -> BatchKey:
     """Return the key of a call's rows. The order of its parameters makes no difference."""
     inputs: tuple[InputRow, ...] = tuple([(t.name, t.datatype, t.shape[1:]) for t in call.inputs])
+    memory = call.device, call.output_memory
     if call.padding is None and not call.parameters:
-        return _plain_key(inputs, call.outputs, call.idempotent)
+        return _plain_key(inputs, call.outputs, call.idempotent, memory)
     if call.padding is not None:
         inputs = tuple([_ragged_row(tensor, call.padding) for tensor in call.inputs])
     said = [(repr(name), type(value), repr(value)) for name, value in call.parameters]
     said.sort(key=itemgetter(0))
     return BatchKey(
-        inputs, call.outputs, tuple(said), call.padding, call.idempotent, call.parameters
+        inputs,
+        call.outputs,
+        tuple(said),
+        call.padding,
+        call.idempotent,
+        *memory,
+        parameters=call.parameters,
     )
 
 
@@ -71,8 +82,9 @@ def _plain_key(
     inputs: tuple[InputRow, ...],
     outputs: tuple[str, ...],
     idempotent: bool,  # noqa: FBT001 - part of the cache's key
+    memory: tuple[bool, OutputMemory],
 ) -> BatchKey:
-    return BatchKey(inputs, outputs, (), idempotent=idempotent)
+    return BatchKey(inputs, outputs, (), None, idempotent, *memory)
 
 
 def _ragged_row(tensor: InputTensor, padding: Padding) -> InputRow:

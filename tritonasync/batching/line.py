@@ -63,8 +63,10 @@ class Line:
         policy: BatchPolicy,
         stage: Callable[[], Stage],
         endpoints: Callable[[], int],
+        nbytes: Callable[[], int],
     ) -> None:
         self._endpoints = endpoints
+        self._nbytes = nbytes
         self._catalog = catalog
         self._policy = policy
         self._stage = stage
@@ -103,7 +105,12 @@ class Line:
         if policy.max_rows is not None:
             rows = min(rows, policy.max_rows)
         linger_s = 0.0 if self.closing else policy.linger_s
-        return Limits(rows, policy.max_nbytes, linger_s, policy.max_queued_rows)
+        nbytes = self._nbytes() if policy.max_nbytes is None else policy.max_nbytes
+        return Limits(rows, nbytes, linger_s, policy.max_queued_rows)
+
+    def relimit(self) -> None:
+        """Take note that what bounds a batch may be different now."""
+        self.waiting.limits = self._limits()
 
     def learn(self, spec: ModelSpec) -> None:
         """Take the limits of a newer signature."""

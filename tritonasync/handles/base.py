@@ -33,10 +33,12 @@ from tritonasync.core.values import (
     Call,
     InputTensor,
     ModelSpec,
+    OutputMemory,
     Parameters,
     Reply,
     SequenceStep,
 )
+from tritonasync.handles.devices import on_device
 from tritonasync.handles.signature import Signature, signature_of
 from tritonasync.handles.slot import Casting
 
@@ -105,6 +107,9 @@ class Request:
         request_id: Echoed by the server.
         idle_s: The longest wait for each response after the first, in seconds.
         sequence: Which step of a sequence it is, if it is one.
+        output_memory: Where outputs are wanted; ``None`` for where the inputs are.
+        alone: Whether it is sent as it is, in no batch with others.
+        device: Whether inputs are on a GPU, as found when the call is made.
     """
 
     deadline: Deadline
@@ -112,6 +117,14 @@ class Request:
     request_id: str = ""
     idle_s: float = math.inf
     sequence: SequenceStep | None = None
+    output_memory: OutputMemory | None = "host"
+    alone: bool = False
+    device: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether outputs are wanted on a GPU."""
+        return self.output_memory == "gpu" or (self.output_memory is None and self.device)
 
 
 class Handle:
@@ -248,6 +261,7 @@ class Handle:
         request: Request,
         padding: Padding | None = None,
     ) -> Call:
+        request.device = on_device(inputs)
         return Call(
             self._name,
             self._version,
@@ -262,6 +276,9 @@ class Handle:
             sequence=request.sequence,
             idle_s=request.idle_s,
             decoupled=self._known is not None and self._known[0].decoupled,
+            device=request.device,
+            output_memory="gpu" if request.on_gpu else "host",
+            alone=request.alone,
         )
 
     async def _prepared(

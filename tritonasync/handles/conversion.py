@@ -10,6 +10,7 @@ Rules:
 - Python's own numbers, alone or in lists, have none, as numpy's promotion (NEP 50) also says. They
   take the model's dtype if their kind goes into it (int and bool into integers, these and float
   into floats, bool into BOOL, str and bytes into BYTES) and each value is in range.
+- An array in a GPU's memory stays there, as a CuPy array (DLPack, ``__cuda_array_interface__``).
 - Nothing is copied when nothing needs converting. An array in the other byte order is left as it
   is: the message is written in the right order with no copy in between.
 """
@@ -24,6 +25,12 @@ import numpy as np
 
 from tritonasync.core.values import Array
 from tritonasync.handles.slot import InputSlot
+from tritonasync.memory.device import (
+    as_device_array,
+    converted,
+    host_array,
+    is_device_array,
+)
 
 _PYTHON: Final = (bool, int, float, str, bytes)
 """Types without a dtype of their own; bool stands before int, whose subclass it is."""
@@ -68,6 +75,8 @@ def to_array(value: object, slot: InputSlot) -> Array:
     """
     if type(value) is np.ndarray and value.dtype == slot.dtype:
         return value  # the common case, in a tenth of the time
+    if is_device_array(value):
+        return _on_device(value, slot)
     if isinstance(value, np.ma.MaskedArray):
         raise slot.refuse(
             "got a masked array, and a model knows no mask; fill it first: array.filled(value)"
@@ -81,11 +90,26 @@ def _read(value: object, slot: InputSlot) -> Array:
     """Return whatever numpy can read as an array, without a copy where that can be."""
     kind: type = type(value)
     if not (_is_array_like(kind) or kind in (memoryview, bytearray)):
+        array = host_array(value)  # by DLPack
+        if array is not None:
+            return array
         raise slot.refuse(f"expected an array of {slot.element_text()}, got {_type_name(kind)}")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # torch: on a GPU, or needs grad
         raise slot.refuse(f"{_type_name(kind)} cannot be read as an array: {error}") from error
+
+
+def _on_device(value: object, slot: InputSlot) -> Array:
+    """Return an array in a GPU's memory as CuPy has it, converted there if that is safe."""
+    array = as_device_array(value)
+    if array.dtype == slot.dtype:
+        return array
+    if slot.dtype.kind == "O" or not np.can_cast(array.dtype, slot.dtype, slot.casting):
+        raise slot.refuse(
+            f"expected {slot.element_text()}, got {array.dtype} on a GPU; convert it there first"
+        )
+    return converted(array, slot.dtype)
 
 
 def _python_type(kind: type) -> type | None:

@@ -6,23 +6,22 @@ Owns: the options of a call. Refuses to know: what the tensors mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 
 import numpy.typing as npt
 
 from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
-from tritonasync.core.values import Call, InputTensor, ParameterValue, Reply
+from tritonasync.core.values import Call, InputTensor, OutputMemory, ParameterValue, Reply
 from tritonasync.handles.base import Prepared, Request
-from tritonasync.handles.named import NamedHandle
+from tritonasync.handles.devices import check_gpu, on_gpu
+from tritonasync.handles.lease import LeasedInputs, Lend
+from tritonasync.handles.many import ManyHandle
 from tritonasync.handles.outputs import Outputs, check_single
 from tritonasync.handles.ragged import RaggedRows
-from tritonasync.handles.sequence import SequenceHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
-from tritonasync.handles.steps import CLOSE_TIMEOUT_S
-from tritonasync.handles.stream import Begun, ResponseStream
 
 __all__ = ["ModelHandle", "Outputs"]
 
@@ -37,7 +36,7 @@ def _no_lane(call: Call, timeout_s: float) -> None:
     del call, timeout_s
 
 
-class ModelHandle(NamedHandle):
+class ModelHandle(ManyHandle):
     """Any model, called with arrays by input name.
 
     ``await model({"IMAGE": batch})`` and ``await model(IMAGE=batch)`` are the same call; an input
@@ -49,6 +48,10 @@ class ModelHandle(NamedHandle):
     dtype is converted if numpy calls the cast safe; Python's numbers and strings, in lists, take
     the model's dtype. An array that needs no conversion is not copied: do not change it before the
     call is answered.
+
+    Large tensors of a server on this machine lie in shared memory where that pays; then outputs are
+    views that keep their part of it in use until the last one is gone (``copy=True`` for those that
+    are kept for long).
 
     Args:
         name: The model's name.
@@ -62,6 +65,7 @@ class ModelHandle(NamedHandle):
             only where it certainly did not run, and never hedged.
         lane: Gives the short way of items like those of a call, if there is one.
         streamer: The next stage of calls with many responses; ``None`` for a handle without.
+        lend: Where input arrays in shared memory come from; ``None`` for a handle without.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class ModelHandle(NamedHandle):
         idempotent: bool = True,
         lane: Callable[[Call, float], ItemLane | None] = _no_lane,
         streamer: StreamInvoker | None = None,
+        lend: Lend | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -89,6 +94,7 @@ class ModelHandle(NamedHandle):
         )
         self._padding = None if padding is None else RaggedRows(padding)
         self._streamer = streamer
+        self._lend = lend
         self._find_lane = lane
         self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
         self._lane_signature: Signature | None = None
@@ -106,6 +112,8 @@ class ModelHandle(NamedHandle):
         request_id: str = "",
         priority: int = 0,
         queue_timeout_us: int = 0,
+        output_memory: OutputMemory | None = None,
+        copy: bool = False,
         **tensors: npt.ArrayLike,
     ) -> Outputs:
         """Run one inference on a batch.
@@ -120,10 +128,13 @@ class ModelHandle(NamedHandle):
             queue_timeout_us: The longest that the request may wait in the server's queue, in
                 microseconds, if the model's queue policy allows it to be set; 0 leaves it to the
                 model's configuration.
+            output_memory: ``"gpu"`` for outputs as CuPy arrays, ``"host"`` for numpy arrays;
+                ``None`` for CuPy arrays if an input is on a GPU.
+            copy: Whether outputs are copied, so that they may be kept and changed.
             **tensors: More arrays by input name.
 
         Returns:
-            The outputs, as views on the received message.
+            The outputs, as views on the received message or on shared memory.
 
         Raises:
             InvalidInputError: Names, dtypes, shapes or rows do not fit the model.
@@ -132,13 +143,17 @@ class ModelHandle(NamedHandle):
             TransportError: Nobody answered.
             ServerError: The server answered with an error.
         """
+        if output_memory is not None:
+            self._check_memory(output_memory)
         request = Request(
             self._deadline(timeout_s),
             self._parameters(parameters, priority, queue_timeout_us),
             request_id,
+            output_memory=output_memory,
+            alone=isinstance(inputs, LeasedInputs),
         )
         _, reply = await self._run(self._named(inputs, tensors), outputs, request, item=False)
-        return Outputs(reply)
+        return await self._outputs(reply, None, request, copy=copy)
 
     async def one(
         self,
@@ -151,6 +166,8 @@ class ModelHandle(NamedHandle):
         request_id: str = "",
         priority: int = 0,
         queue_timeout_us: int = 0,
+        output_memory: OutputMemory | None = None,
+        copy: bool = False,
         **tensors: npt.ArrayLike,
     ) -> Outputs:
         """Run one inference on one item: arrays without the batch axis, in and out.
@@ -173,7 +190,7 @@ class ModelHandle(NamedHandle):
             and (timeout_s is None or isinstance(timeout_s, float | int))  # pyright: ignore[reportUnnecessaryIsInstance]
             and outputs is None
             and parameters is None
-            and not (request_id or priority or queue_timeout_us)
+            and not (request_id or priority or queue_timeout_us or output_memory or copy)
         ):
             arrays = tensors if inputs is None else inputs
             lane = self._lanes.get(self._lane_timeout_s if timeout_s is None else timeout_s)
@@ -188,116 +205,34 @@ class ModelHandle(NamedHandle):
                     if answer is not None:
                         reply, row = answer
                         return Outputs(reply, row)
+        if output_memory is not None:
+            self._check_memory(output_memory)
         request = Request(
             self._deadline(timeout_s),
             self._parameters(parameters, priority, queue_timeout_us),
             request_id,
+            output_memory=output_memory,
         )
         rows, reply = await self._run(self._named(inputs, tensors), outputs, request, item=True)
         if rows:
             check_single(reply, "one item")
-        return Outputs(reply, 0 if rows else None)
+        return await self._outputs(reply, 0 if rows else None, request, copy=copy)
 
-    def stream(
-        self,
-        inputs: Mapping[str, npt.ArrayLike] | None = None,
-        /,
-        *,
-        timeout_s: float | None = None,
-        idle_timeout_s: float | None = None,
-        outputs: Sequence[str] | None = None,
-        parameters: Mapping[str, ParameterValue] | None = None,
-        request_id: str = "",
-        priority: int = 0,
-        queue_timeout_us: int = 0,
-        **tensors: npt.ArrayLike,
-    ) -> ResponseStream[Outputs]:
-        """Return the responses to one request, as they come: ``async for out in model.stream(…)``.
-
-        For decoupled models, which answer a request with none, one or many; any other model gives
-        one. Nothing is sent before the first response is asked for, and the arrays are not to be
-        changed until it is there. The further arguments are those of the call on a batch, whose
-        rows may not be more than ``max_batch_size``: a stream is not split, nor batched with
-        others.
-
-        Args:
-            inputs: Arrays by input name.
-            timeout_s: Seconds until the first response, from when it is asked for; ``None`` for the
-                pool's, ``math.inf`` for no limit.
-            idle_timeout_s: Seconds until each later response; ``None`` for the same as
-                ``timeout_s``.
-            outputs: Names of the outputs wanted; ``None`` for all.
-            parameters: Request parameters.
-            request_id: Echoed in :attr:`Outputs.request_id`.
-            priority: 1 is the highest.
-            queue_timeout_us: The longest wait in the server's queue.
-            **tensors: More arrays by input name.
-
-        Returns:
-            An async iterator, and async context manager, that raises as
-            :meth:`ResponseStream.__anext__` says.
-
-        Raises:
-            UsageError: An option makes no sense.
-        """
-        arrays = self._named(inputs, tensors)
-        given = self._parameters(parameters, priority, queue_timeout_us)
-        request = self._later(timeout_s, idle_timeout_s, given, request_id)
-
-        async def begin() -> Begun:
-            known = self._remembered()
-            if known is not None and outputs is None and self._padding is None:
-                ready = known.ready(arrays, item=False)
-                if ready is not None:  # the short way: nothing to convert, nothing to refuse
-                    self._check_unsplit(known, ready[1])
-                    return await self._begun(self._call(*ready, (), request()))
-            return await self._begin(
-                lambda signature: self._tensors(signature, arrays, outputs, item=False),
-                lambda signature: signature.conversion_nbytes(arrays),
-                request(),
+    def _check_memory(self, output_memory: OutputMemory) -> None:
+        if output_memory not in get_args(OutputMemory):
+            raise self._refuse(
+                f"output_memory is one of {', '.join(get_args(OutputMemory))}, not "
+                f"{output_memory!r}"
             )
+        if output_memory == "gpu":
+            check_gpu()
 
-        return ResponseStream(self._name, begin, Outputs)
-
-    def sequence(
-        self,
-        id: int | str | None = None,  # noqa: A002 - Triton's word
-        *,
-        closing: Mapping[str, npt.ArrayLike] | None = None,
-        close_timeout_s: float = CLOSE_TIMEOUT_S,
-        idle_timeout_s: float | None = None,
-    ) -> SequenceHandle:
-        """Return a sequence of a stateful model: ``async with model.sequence() as sequence``.
-
-        Args:
-            id: A whole number or a string that no other sequence of the model has meanwhile, be it
-                another client's; ``None`` for one that nobody has.
-            closing: The inputs of the request that closes the sequence, as for a step, where the
-                model needs inputs and no step was told ``end=True``.
-            close_timeout_s: Seconds that closing may take.
-            idle_timeout_s: Seconds without a step after which the sequence is closed; ``None``:
-                never from this side.
-
-        Returns:
-            What :class:`SequenceHandle` says; it is used once.
-
-        Raises:
-            InvalidInputError: The id makes no sense.
-            ConfigurationError: A time makes no sense.
-        """
-        return SequenceHandle(
-            self._name,
-            self._version,
-            self._invoker,
-            self._catalog,
-            timeout_s=self._timeout_s,
-            casting=self._casting,
-            streamer=self._streamer,
-            number=id,
-            closing=closing,
-            close_timeout_s=close_timeout_s,
-            idle_timeout_s=idle_timeout_s,
-        )
+    @staticmethod
+    async def _outputs(reply: Reply, row: int | None, request: Request, *, copy: bool) -> Outputs:
+        outputs = Outputs(reply, row)
+        if request.on_gpu:
+            outputs = await on_gpu(outputs, request.deadline)
+        return outputs.copy() if copy else outputs
 
     def _open_lane(
         self, signature: Signature, inputs: tuple[InputTensor, ...], timeout_s: float
@@ -346,18 +281,3 @@ class ModelHandle(NamedHandle):
 
         prepared, reply = await self._infer(prepare, work_nbytes, request)
         return prepared.rows, reply
-
-    def _tensors(
-        self,
-        signature: Signature,
-        arrays: Mapping[str, npt.ArrayLike],
-        outputs: Sequence[str] | None,
-        *,
-        item: bool,
-    ) -> Prepared[None]:
-        """Return a call's tensors, and names of outputs, as the signature has them."""
-        names = signature.outputs(outputs)
-        if self._padding is None:
-            return Prepared(*signature.bind(arrays, item=item), None, names)
-        ragged, given = self._padding, self._padding.with_mask(arrays, signature, item=item)
-        return Prepared(*signature.bind(given, item=item), None, names, ragged.for_model(signature))

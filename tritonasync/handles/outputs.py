@@ -8,7 +8,8 @@ Invariants: nothing is copied; the arrays are those of the reply.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -23,9 +24,10 @@ _S = TypeVar("_S", bound=np.generic)
 class Outputs(Mapping[str, Array]):
     """The outputs of a model by name, in the order in which the server gave them.
 
-    The arrays of fixed-size datatypes are read-only views on the received message, which stays in
-    memory as long as one of them (and holds the rows of others, if it answered a batch): copy what
-    is to be kept for long, or changed. BYTES are object arrays of ``bytes``.
+    The arrays of fixed-size datatypes are read-only views on the received message, or on shared
+    memory that the server wrote. That stays in use as long as one of them lives (and holds the rows
+    of others, if it answered a batch): :meth:`copy` what is to be kept for long, or changed. BYTES
+    are object arrays of ``bytes``.
 
     Args:
         reply: The reply.
@@ -73,6 +75,22 @@ class Outputs(Mapping[str, Array]):
             ) from None
         # The ellipsis makes an array of a single value, too, which would be a scalar without.
         return array if self._row is None else array[self._row, ...]
+
+    def copy(self) -> Outputs:
+        """Return the same outputs in memory of their own, which may be kept and changed."""
+        return self.converted(lambda array: array.copy())
+
+    def converted(self, convert: Callable[[Array], Array]) -> Outputs:
+        """Return outputs whose arrays are what a function makes of these."""
+        arrays = {name: convert(array) for name, array in self.items()}
+        return Outputs(replace(self._reply, outputs=arrays))
+
+    def release(self) -> None:
+        """Let go of the arrays, so that shared memory can be used again before this object dies.
+
+        Arrays that were taken out stay valid, and keep what they are part of. May be repeated.
+        """
+        self._reply = replace(self._reply, outputs={})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reply.outputs)

@@ -13,12 +13,16 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.policies import StreamPolicy
+from tritonasync.core.policies import MemoryPolicy, StreamPolicy
 from tritonasync.core.ports import Responses
 from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.memory.store import MemoryStore
 from tritonasync.transport.auto import AutoInvoker
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import TEARDOWN_S, Endpoint
+from tritonasync.transport.placed import hosted
+from tritonasync.transport.placement import Sharing
+from tritonasync.transport.shared import Shared, may_share
 from tritonasync.transport.statistics import EndpointStatistics
 from tritonasync.transport.streamed import OneResponse, StreamedInvoker
 from tritonasync.transport.streams import Streams
@@ -28,6 +32,11 @@ Transport = Literal["auto", "unary", "stream"]
 """How calls with one answer are sent."""
 
 _STREAMS: Final = StreamPolicy()
+_MEMORY: Final = MemoryPolicy()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class EndpointBackend:
@@ -37,6 +46,10 @@ class EndpointBackend:
         endpoint: Where to. Owned from here on.
         transport: How calls with one answer are sent.
         streams: How streams are used.
+        store: Where shared memory comes from; ``None`` for none.
+        memory: How much of it, and from what size on.
+        sharing: Which kind.
+        on_shared: Called when the first call goes by shared memory.
 
     Attributes:
         endpoint: The endpoint.
@@ -51,6 +64,10 @@ class EndpointBackend:
         *,
         transport: Transport = "unary",
         streams: StreamPolicy = _STREAMS,
+        store: MemoryStore | None = None,
+        memory: MemoryPolicy = _MEMORY,
+        sharing: Sharing = "off",
+        on_shared: Callable[[], None] = _nothing,
     ) -> None:
         self.endpoint = endpoint
         self.control = Control(endpoint)
@@ -61,12 +78,33 @@ class EndpointBackend:
         # Themselves: a method of ours would cost each call.
         ways = {"unary": self._unary, "stream": self._stream_plain, "auto": self._auto.infer}
         self.infer = ways[transport]
+        self._on_wire = self.infer
+        self.infer = self._host
+        self._shared: Shared | None = None
+        if store is not None and may_share(endpoint.target, sharing):
+            self._shared = Shared(
+                endpoint,
+                store,
+                policy=memory,
+                sharing=sharing,
+                wire=self._on_wire,
+                control=self.control,
+                on_shared=on_shared,
+            )
+            self.infer = self._shared.infer
 
     def _stream_plain(self, call: Call) -> Coroutine[Any, Any, Reply]:
         # A sequence by its parameters alone does not say when it ends.
         if not self.streams.plain or (call.sequence is None and call.in_sequence):
             return self._unary(call)
         return self._streamed.infer(call)
+
+    def _host(self, call: Call) -> Coroutine[Any, Any, Reply]:
+        """Send a call whose arrays may be on a GPU, without shared memory."""
+        return self._hosted(call) if call.device else self._on_wire(call)
+
+    async def _hosted(self, call: Call) -> Reply:
+        return await self._on_wire(await hosted(call))
 
     def stream(self, call: Call) -> Responses:
         """Return the responses to a call: of a model that is not decoupled there is one."""
@@ -110,9 +148,15 @@ class EndpointBackend:
 
         def reconnected() -> None:
             self._auto.doubt()
+            if self._shared is not None:
+                self._shared.restarted()
             callback()
 
         self.endpoint.link.watch_reconnections(reconnected)
+
+    def held_regions(self) -> list[str]:
+        """Return the names of regions of shared memory that the server may still have."""
+        return [] if self._shared is None else self._shared.held()
 
     def statistics(self) -> EndpointStatistics:
         """Return what the endpoint has done so far."""
@@ -125,10 +169,16 @@ class EndpointBackend:
             abandoned=calls.abandoned + tally.abandoned,
             streams=streams.open,
             choices=self._auto.report(),
+            sharing=None if self._shared is None else self._shared.report(),
         )
 
     async def aclose(self, deadline: Deadline) -> None:
-        """Close the endpoint, as :meth:`Endpoint.aclose` does; the streams first."""
+        """Close the endpoint, as :meth:`Endpoint.aclose` does; the streams first.
+
+        Before that, the server is asked to let go of shared memory.
+        """
+        if self._shared is not None:
+            await self._shared.aclose(deadline)
         self.endpoint.link.close()
         torn = await self.streams.drain(deadline)
         await self.endpoint.aclose(deadline)

@@ -29,6 +29,9 @@ import grpc.aio
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     DeadlineExceededError,
+    MessageTooLargeError,
+    ServerError,
+    ServerUnreachableError,
     Stage,
     TritonError,
 )
@@ -97,6 +100,7 @@ class Endpoint:
         model: str | None = None,
         repeatable: bool = False,
         via: Lane | None = None,
+        over: Callable[[bool], None] | None = None,
     ) -> bytes:
         """Send a message and return the answer.
 
@@ -109,6 +113,8 @@ class Endpoint:
             repeatable: Whether it does no harm to send it again, so that :meth:`let_go` may let
                 the caller go.
             via: The channel to send it on; ``None`` for the one with the fewest calls out.
+            over: Called once, whoever has left meanwhile, when the call has ended or will not be
+                made: with whether the server is surely done with it. Must not raise.
 
         Raises:
             ConnectionLostError: The connection broke, or the caller was let go.
@@ -119,10 +125,16 @@ class Endpoint:
             TransportError: Nobody answered.
             ConfigurationError: The function that gives headers gave one that is not allowed.
         """
-        metadata = self.link.headers.fixed
-        if metadata is None:
-            metadata = await self.link.ask_headers(deadline, model)
-        flight = self._send(method, message, metadata, deadline, stage, model, repeatable, via)
+        try:
+            metadata = self.link.headers.fixed
+            if metadata is None:
+                metadata = await self.link.ask_headers(deadline, model)
+            flight = self._send(method, message, metadata, deadline, stage, model, repeatable, via)
+        except BaseException:
+            if over is not None:
+                over(True)  # noqa: FBT003 - nothing was sent
+            raise
+        flight.over = over
         try:
             await flight.waiter
         except asyncio.CancelledError:
@@ -141,6 +153,7 @@ class Endpoint:
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as failure:
             self._failed += 1
             meant = self._error(failure, flight)
+            flight.end(done=_settled(meant))
             if meant is None:
                 raise
             try:
@@ -148,6 +161,7 @@ class Endpoint:
             finally:
                 del meant  # which holds this frame, and with it the message, until a collection
         self._succeeded += 1
+        flight.end(done=True)
         self.link.answered(flight.lane, flight.connection)
         return answer
 
@@ -205,11 +219,15 @@ class Endpoint:
             await flight.call
         except grpc.aio.AioRpcError as failure:
             self._failed += 1
-            self.link.failure(failure, flight.lane, flight.connection, flight.model)
+            meant = self.link.failure(failure, flight.lane, flight.connection, flight.model)
+            flight.end(done=_settled(meant))
+            del meant
         except asyncio.CancelledError:
             self._failed += 1
+            flight.end(done=False)
         else:
             self._succeeded += 1
+            flight.end(done=True)
             self.link.answered(flight.lane, flight.connection)
 
     # --- the server at the other end ------------------------------------------------------------
@@ -283,3 +301,11 @@ class Endpoint:
             ResourceWarning,
             stacklevel=2,
         )
+
+
+def _settled(error: TritonError | None) -> bool:
+    """Return whether a server is surely done with a call that ended so.
+
+    It answered, or never had it. After a lost connection it may go on with the call.
+    """
+    return isinstance(error, ServerError | ServerUnreachableError | MessageTooLargeError)

@@ -40,6 +40,7 @@ class Flight:
         repeatable: Whether its caller may be let go to send it again.
         forsaken: Whether its caller had left when it was over.
         counted: Whether it is among the abandoned.
+        over: Told, once, when it has ended, with whether the server is surely done with it.
         waiter: Resolved when the status of the call is there, failed at the deadline or when the
             caller is let go, cancelled with the caller.
     """
@@ -52,6 +53,7 @@ class Flight:
         "forsaken",
         "lane",
         "model",
+        "over",
         "repeatable",
         "sent_at",
         "stage",
@@ -78,7 +80,14 @@ class Flight:
         self.repeatable = repeatable
         self.forsaken = False
         self.counted = False
+        self.over: Callable[[bool], None] | None = None
         self.waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, *, done: bool) -> None:
+        """Tell whoever is to know that it has ended; ``done``: the server surely is, too."""
+        over, self.over = self.over, None
+        if over is not None:
+            over(done)
 
 
 class Flights:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Final, Self
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import PoolClosedError, WrongContextError
+from tritonasync.core.errors import PoolClosedError, UsageError, WrongContextError
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, Responses, SequenceKeeper
 from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.memory.lease import Lease
+from tritonasync.memory.store import Order
 
 _generation = 0
 """Counts forks: cheaper to compare on each call than the process id, which is a system call."""
@@ -60,6 +62,7 @@ class Gate:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stages: tuple[Invoker, ModelCatalog] | None = None  # while open
         self._streamer: SequenceKeeper | None = None
+        self._lend: Callable[[Order], Awaitable[Lease]] | None = None
         self._lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None
         self._inside = 0
         self._empty: asyncio.Event | None = None
@@ -106,8 +109,11 @@ class Gate:
         lane: Callable[[Call, ModelSpec, float], ItemLane | None] | None = None,
         *,
         streamer: SequenceKeeper | None = None,
+        lend: Callable[[Order], Awaitable[Lease]] | None = None,
     ) -> None:
         """Let calls in, to the given stages; ``lane`` gives the short way of items like a call's.
+
+        ``lend`` gives slots in shared memory.
 
         What takes the short way is not counted here: the stage that gave it sees it to its end.
         Nor are streams after their first response: closing waits for the server's end of them, and
@@ -116,6 +122,7 @@ class Gate:
         self._stages = invoker, catalog
         self._streamer = streamer
         self._lane = lane
+        self._lend = lend
 
     def check(self) -> tuple[Invoker, ModelCatalog]:
         """Return the stages behind the gate.
@@ -175,6 +182,21 @@ class Gate:
         """Return the short way of items like that of a call, if the pool has one for them."""
         spec = self.known(call.model, call.version)
         return None if self._lane is None or spec is None else self._lane(call, spec, timeout_s)
+
+    async def lend(self, order: Order) -> Lease:
+        """Give a slot in shared memory.
+
+        Raises:
+            UsageError: The pool shares none.
+            TritonError: As :meth:`check` and the store raise it.
+        """
+        self.check()
+        if self._lend is None:
+            raise UsageError(
+                f"model {order.model!r}: the pool was opened with shared_memory='off'",
+                model=order.model,
+            )
+        return await self._lend(order)
 
     def known(self, model: str, version: str) -> ModelSpec | None:
         """Return a signature from memory; ``None`` where the pool is not open."""

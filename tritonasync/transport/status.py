@@ -200,6 +200,10 @@ _TABLE: Final[dict[str, tuple[_Rule, ...]]] = {
 
 _OTHERWISE: Final = (_rule(None, ModelFailedError),)
 
+_NEEDED: Final = re.compile(
+    r"for output '(?P<output>.*)' .*should be at least (?P<nbytes>\d+) bytes"
+)
+
 _REQUEST_ID: Final = re.compile(r"^\[request id: .*?\] ")
 """What Triton puts before some of its words where a request has an id: seen."""
 
@@ -282,5 +286,7 @@ def error_from_status(
         error = rule.kind(message, code=code, details=details, model=model, endpoint=endpoint)
         # Whatever a step says, those before it have run.
         error.may_have_executed |= words.lower().startswith("in ensemble ")
+        if isinstance(error, SlotTooSmallError) and (needed := _NEEDED.search(words)):
+            error.output, error.needed_nbytes = needed["output"], int(needed["nbytes"])
         return error
     return rule.kind(message, model=model, endpoint=endpoint)

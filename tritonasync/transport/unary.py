@@ -8,6 +8,7 @@ Refuses to know: which endpoint (the stage above picked it), what a batch is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -15,7 +16,7 @@ from tritonasync.core.errors import ProtocolError
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.values import Call, Reply
 from tritonasync.transport.endpoint import Endpoint
-from tritonasync.wire.decode import decode_response
+from tritonasync.wire.decode import NOWHERE, View, decode_response
 from tritonasync.wire.encode import encode_request, encode_small
 
 LONG_STRINGS_NBYTES: Final = 1 << 17
@@ -61,14 +62,27 @@ class UnaryInvoker:
             model=call.model,
             repeatable=call.idempotent,
         )
-        try:
-            if len(answer) < LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
-                return decode_response(answer)
-            return await in_worker(
-                partial(decode_response, answer), deadline=call.deadline, model=call.model
-            )
-        except ProtocolError as error:
-            raise blame(error, call, self._endpoint.target) from error
+        return await read_answer(answer, call, self._endpoint.target)
+
+
+async def read_answer(
+    answer: bytes, call: Call, target: str, placed: Mapping[str, View] = NOWHERE
+) -> Reply:
+    """Return what an answer says; one with many strings is read in a worker thread.
+
+    Raises:
+        ProtocolError: It is no Triton response.
+    """
+    try:
+        if len(answer) < LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
+            return decode_response(answer, placed=placed)
+        return await in_worker(
+            partial(decode_response, answer, placed=placed),
+            deadline=call.deadline,
+            model=call.model,
+        )
+    except ProtocolError as error:
+        raise blame(error, call, target) from error
 
 
 def blame(error: ProtocolError, call: Call, target: str) -> ProtocolError:
