@@ -31,6 +31,7 @@ PAGES_WITH_POOL = (
     "deadlines",
     "errors",
     "sequences",
+    "memory",
 )
 WITH_POOL = [f"docs/{name}.md" for name in PAGES_WITH_POOL]
 
