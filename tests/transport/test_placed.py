@@ -440,3 +440,26 @@ async def test_closing_leaves_nothing_at_the_server_nor_in_the_folder(connect, s
     await client.aclose()
     assert not server.regions
     assert not [key for key in keys if (Path("/dev/shm") / key.removeprefix("/")).exists()]
+
+
+async def test_a_folder_without_room_for_a_page_means_messages(connect, server, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    client = connect()
+    monkeypatch.setattr("os.posix_fallocate", full)
+    for _ in range(2):
+        assert (await client(rows())).outputs["OUT"].shape == (1, ROW // 4)
+    assert not any(placed(request.inputs[0]) for request in server.requests)
+    assert "--shm-size" in client.report.reason
+    insisting = connect(sharing="system")
+    with pytest.raises(MemoryExhaustedError, match="--shm-size"):
+        await insisting(rows())
+
+
+async def test_many_whose_outputs_outgrow_their_slots_at_once_are_all_answered(client, server):
+    server.output = lambda data: data * 3
+    server.shape_of = lambda data: [1, len(data) // 4]
+    replies = await asyncio.gather(*[client(rows(1, i)) for i in range(8)])
+    for i, reply in enumerate(replies):
+        assert (reply.outputs["OUT"][0] == np.tile(rows(1, i)[0], 3)).all()

@@ -4,7 +4,7 @@ import pytest
 from tritonasync.core.values import Call, InputTensor, Reply
 from tritonasync.transport.cargo import layout
 from tritonasync.transport.placement import Wanted, choose
-from tritonasync.transport.sizes import _MOST, _RENEWAL, LearnedSizes
+from tritonasync.transport.sizes import MOST, WINDOW, LearnedSizes
 
 K = 1024
 
@@ -82,81 +82,92 @@ def test_tensors_are_laid_out_aligned():
 
 # --- learned sizes --------------------------------------------------------------------------------
 
+N = 1000  # bytes of the inputs
+
 
 def reply_of(**shapes):
     outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     return Reply("m", "1", outputs)
 
 
-def test_sizes_are_learned_for_each_row():
-    sizes = LearnedSizes()
-    assert sizes.of(call_of()) is None
-    sizes.learn(call_of(), reply_of(A=(2, 10), B=(2, 3)))
-    known = sizes.of(call_of())
+@pytest.fixture
+def sizes():
+    return LearnedSizes()
+
+
+def test_sizes_are_learned_for_each_row(sizes):
+    assert sizes.of(call_of(), N) is None
+    sizes.learn(call_of(), N, reply_of(A=(2, 10), B=(2, 3)))
+    known = sizes.of(call_of(), N)
     assert known.of(2) == {"A": 80, "B": 24}
     assert known.of(5) == {"A": 200, "B": 60}
     assert known.total == 52
 
 
-def test_a_model_without_rows_is_known_by_the_call():
-    sizes = LearnedSizes()
+def test_a_model_without_rows_is_known_by_the_call(sizes):
     tensor = InputTensor("IN", "FP32", (4,), (np.zeros(4, np.float32),))
     call = Call("m", "", (tensor,))
-    sizes.learn(call, reply_of(A=(7,)))
-    assert sizes.of(call).of(0) == {"A": 28}
+    sizes.learn(call, N, reply_of(A=(7,)))
+    assert sizes.of(call, N).of(0) == {"A": 28}
 
 
-def test_the_most_that_was_seen_counts():
-    sizes = LearnedSizes()
+def test_the_most_that_was_seen_of_late_counts(sizes):
     for shape in ((2, 3), (2, 9), (2, 5)):
-        sizes.learn(call_of(), reply_of(A=shape))
-    assert sizes.of(call_of()).of(1) == {"A": 36}
+        sizes.learn(call_of(), N, reply_of(A=shape))
+    assert sizes.of(call_of(), N).of(1) == {"A": 36}
+    for _ in range(2 * WINDOW):
+        sizes.learn(call_of(), N, reply_of(A=(2, 5)))
+    assert sizes.of(call_of(), N).of(1) == {"A": 20}
+    assert sizes.of(call_of(), N).total == 20
 
 
-def test_strings_are_known_and_take_no_place():
-    sizes = LearnedSizes()
+def test_calls_with_inputs_of_another_size_are_known_for_themselves(sizes):
+    sizes.learn(call_of(), N, reply_of(A=(2, 3)))
+    assert sizes.of(call_of(), N // 4) is None
+    sizes.learn(call_of(), N // 4, reply_of(A=(2, 1)))
+    assert sizes.of(call_of(), N + 20).of(1) == {"A": 12}
+    assert sizes.of(call_of(), N // 4).of(1) == {"A": 4}
+
+
+def test_strings_are_known_and_take_no_place(sizes):
     outputs = {"A": np.zeros((2, 3), np.float32), "S": np.array([[b"x"], [b"y"]], object)}
-    sizes.learn(call_of(), Reply("m", "1", outputs))
-    assert sizes.of(call_of()).of(2) == {"A": 24, "S": 0}
+    sizes.learn(call_of(), N, Reply("m", "1", outputs))
+    assert sizes.of(call_of(), N).of(2) == {"A": 24, "S": 0}
 
 
-def test_other_outputs_than_before_are_learned_anew():
-    sizes = LearnedSizes()
-    sizes.learn(call_of(), reply_of(A=(2, 3)))
-    sizes.learn(call_of(), reply_of(B=(2, 1)))
-    assert sizes.of(call_of()).of(1) == {"B": 4}
-    sizes.forget(call_of())
-    sizes.forget(call_of())
-    assert sizes.of(call_of()) is None
+def test_other_outputs_than_before_are_learned_anew(sizes):
+    sizes.learn(call_of(), N, reply_of(A=(2, 3)))
+    sizes.learn(call_of(), N, reply_of(B=(2, 1)))
+    assert sizes.of(call_of(), N).of(1) == {"B": 4}
+    sizes.forget(call_of(), N)
+    sizes.forget(call_of(), N)
+    assert sizes.of(call_of(), N) is None
 
 
-def test_each_choice_of_outputs_is_known_for_itself():
-    sizes = LearnedSizes()
-    sizes.learn(call_of(outputs=("A",)), reply_of(A=(2, 3)))
-    assert sizes.of(call_of()) is None
+def test_each_choice_of_outputs_is_known_for_itself(sizes):
+    sizes.learn(call_of(outputs=("A",)), N, reply_of(A=(2, 3)))
+    assert sizes.of(call_of(), N) is None
 
 
-def test_a_place_that_was_too_small_teaches():
-    sizes = LearnedSizes()
-    assert not sizes.grow(call_of(), "A", 100)  # nothing is known: nothing was placed
-    sizes.learn(call_of(), reply_of(A=(2, 3)))
-    assert sizes.grow(call_of(), "A", 101)
-    assert sizes.of(call_of()).of(2) == {"A": 102}
-    assert not sizes.grow(call_of(), "A", 101)
-    assert not sizes.grow(call_of(), "A", 0)
+def test_a_place_that_was_too_small_teaches(sizes):
+    sizes.grow(call_of(), N, "A", 100)  # nothing is known: nothing was placed
+    assert sizes.of(call_of(), N) is None
+    sizes.learn(call_of(), N, reply_of(A=(2, 3)))
+    sizes.grow(call_of(), N, "A", 101)
+    assert sizes.of(call_of(), N).of(2) == {"A": 102}
+    sizes.grow(call_of(), N, "A", 10)
+    assert sizes.of(call_of(), N).of(2) == {"A": 102}
+    assert sizes.of(call_of(), N).total == 51
 
 
-def test_an_answer_is_looked_at_again_after_many_calls():
-    sizes = LearnedSizes()
-    sizes.learn(call_of(), reply_of(A=(2, 3)))
-    known = sizes.of(call_of())
-    assert [known.due() for _ in range(_RENEWAL)] == [False] * (_RENEWAL - 1) + [True]
-    sizes.learn(call_of(), reply_of(A=(2, 3)))
+def test_of_calls_that_need_no_place_some_answers_are_looked_at(sizes):
+    sizes.learn(call_of(), N, reply_of(A=(2, 3)))
+    known = sizes.of(call_of(), N)
+    assert [known.due() for _ in range(2 * WINDOW)].count(True) == 2
     assert not known.due()
 
 
-def test_what_is_remembered_is_bounded():
-    sizes = LearnedSizes()
-    for index in range(_MOST + 1):
-        sizes.learn(Call(f"m{index}", "", call_of().inputs, 2), reply_of(A=(2, 3)))
+def test_what_is_remembered_is_bounded(sizes):
+    for index in range(MOST + 1):
+        sizes.learn(Call(f"m{index}", "", call_of().inputs, 2), N, reply_of(A=(2, 3)))
     assert len(sizes._known) == 1

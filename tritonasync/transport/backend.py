@@ -20,7 +20,7 @@ from tritonasync.memory.store import MemoryStore
 from tritonasync.transport.auto import AutoInvoker
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import TEARDOWN_S, Endpoint
-from tritonasync.transport.placed import hosted
+from tritonasync.transport.loading import hosted
 from tritonasync.transport.placement import Sharing
 from tritonasync.transport.shared import Shared, may_share
 from tritonasync.transport.statistics import EndpointStatistics

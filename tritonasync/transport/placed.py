@@ -31,13 +31,11 @@ from tritonasync.core.errors import (
 )
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.policies import MemoryPolicy
-from tritonasync.core.ports import Region
-from tritonasync.core.values import Array, Call, InputTensor, MemoryKind, Reply
-from tritonasync.memory.device import as_host, settled
-from tritonasync.memory.lease import Lease
+from tritonasync.core.values import Call, MemoryKind, Reply
 from tritonasync.memory.store import MemoryStore
-from tritonasync.transport.cargo import Cargo, layout
+from tritonasync.transport.cargo import Cargo
 from tritonasync.transport.endpoint import Endpoint
+from tritonasync.transport.loading import Loader, hosted
 from tritonasync.transport.placement import (
     LEAST_NBYTES,
     Sharing,
@@ -48,7 +46,7 @@ from tritonasync.transport.registrar import Registrar
 from tritonasync.transport.sizes import LearnedSizes
 from tritonasync.transport.statistics import SharingReport
 from tritonasync.transport.unary import read_answer
-from tritonasync.wire.placed import contents, encode_placed, fixed_nbytes, placeable
+from tritonasync.wire.placed import encode_placed, fixed_nbytes, placeable
 
 _ATTEMPTS: Final = 4
 """A restarted server, a larger output, a model with other outputs: each is met with another one."""
@@ -101,6 +99,8 @@ class PlacedInvoker:
         self._wire = wire
         self._gpu = gpu
         self._on_shared = on_shared
+        wait = self._insisted and policy.when_full == "wait"
+        self._loader = Loader(registrar, store, wait=wait)
         self._sizes = LearnedSizes()
         self._said: set[str] = set()
         self._shared = False  # a call was answered by it
@@ -114,29 +114,34 @@ class PlacedInvoker:
             MemoryExhaustedError: The same for room in it.
             TritonError: As the wire's stage raises it.
         """
-        known = self._sizes.of(call)
-        if known is None or known.due() or call.device or call.output_memory == "gpu":
-            return self._infer(call)
-        # What is small is most calls, and pays 1 us for the question.
+        # What is small is most calls, and pays 2 us for the question.
         try:
-            small = fixed_nbytes(call) < self._least > known.total * (call.rows or 1)
+            nbytes = fixed_nbytes(call)
         except InvalidInputError:  # the wire's stage says it better
-            small = True
-        return self._wire(call) if small else self._infer(call)
+            return self._wire(call)
+        known = self._sizes.of(call, nbytes)
+        if (
+            nbytes < self._least
+            and known is not None
+            and known.total * (call.rows or 1) < self._least
+            and not call.device
+            and call.output_memory == "host"
+            and not known.due()
+        ):
+            return self._wire(call)
+        return self._infer(call, nbytes)
 
-    async def _infer(self, call: Call) -> Reply:
-        wanted = None if call.in_sequence else await self._choose(call)
+    async def _infer(self, call: Call, nbytes: int) -> Reply:
+        wanted = None if call.in_sequence else await self._chosen(call, nbytes)
         if wanted is None or not (wanted.inputs or wanted.outputs):
-            return await self._by_wire(call)
+            return await self._by_wire(call, nbytes)
         began = time.monotonic()
         for tries in count(1):
             cargo = Cargo(self._registrar)
             try:
-                reply = await self._attempt(call, wanted, cargo)
+                reply = await self._attempt(call, nbytes, wanted, cargo)
             except MemoryExhaustedError as error:
-                if wanted.insisted:
-                    raise
-                self._say(f"{error}; the call goes on the wire", str(error))
+                self._do_without(error)
                 break
             finally:
                 cargo.release()
@@ -144,15 +149,15 @@ class PlacedInvoker:
                 if not self._shared:
                     self._shared = True
                     self._on_shared()
-                self._sizes.learn(call, reply)
+                self._sizes.learn(call, nbytes, reply)
                 return reply
             if tries >= _ATTEMPTS:
                 if not wanted.insisted:
                     break
                 await self._pause(call, tries - _ATTEMPTS, began)
-            wanted = await self._choose(call)
+            wanted = await self._chosen(call, nbytes)
         self.tally.on_wire += 1
-        return await self._by_wire(call)
+        return await self._by_wire(call, nbytes)
 
     async def _pause(self, call: Call, pauses: int, began: float) -> None:
         """Wait a while for regions that are being unregistered; each pause is longer.
@@ -167,15 +172,28 @@ class PlacedInvoker:
         await asyncio.sleep(min(pause_s, call.deadline.remaining()))
         call.deadline.check("memory", model=call.model, endpoint=self._endpoint.target)
 
-    async def _by_wire(self, call: Call) -> Reply:
+    async def _by_wire(self, call: Call, nbytes: int) -> Reply:
         reply = await self._wire(await hosted(call))
-        self._sizes.learn(call, reply)
+        self._sizes.learn(call, nbytes, reply)
         return reply
 
     # --- choosing -------------------------------------------------------------------------------
 
-    async def _choose(self, call: Call) -> Wanted:
-        known = self._sizes.of(call)
+    async def _chosen(self, call: Call, nbytes: int) -> Wanted:
+        try:
+            return await self._choose(call, nbytes)
+        except MemoryExhaustedError as error:
+            self._do_without(error)
+            return Wanted(None, None)
+
+    def _do_without(self, error: MemoryExhaustedError) -> None:
+        """Go on without shared memory for want of room, unless it is insisted on."""
+        if self._insisted:
+            raise error
+        self._say(f"{error}; such calls go on the wire", str(error))
+
+    async def _choose(self, call: Call, nbytes: int) -> Wanted:
+        known = self._sizes.of(call, nbytes)
         asks_gpu = self._sharing == "auto" and (call.device or call.output_memory == "gpu")
         wanted = choose(
             call,
@@ -185,10 +203,10 @@ class PlacedInvoker:
             output_nbytes=known.total * (call.rows or 1) if known else 0,
             gpu=asks_gpu and await self._gpu(call),
         )
-        await self._introduce(call, wanted)
-        refused = {
-            kind: self._registrar.refusal(kind) for kind in (wanted.inputs, wanted.outputs) if kind
-        }
+        kinds = [kind for kind in (wanted.inputs, wanted.outputs) if kind is not None]
+        if kinds:
+            await self._introduce(call)
+        refused = {kind: self._registrar.refusal(kind) for kind in kinds}
         if not any(refused.values()):
             return wanted
         self.tally.on_wire += 1
@@ -199,12 +217,10 @@ class PlacedInvoker:
             _unless(wanted.inputs, refused), _unless(wanted.outputs, refused), wanted.insisted
         )
 
-    async def _introduce(self, call: Call, wanted: Wanted) -> None:
+    async def _introduce(self, call: Call) -> None:
         """Find out, once for each process of the server, whether it takes shared memory at all."""
         registrar = self._registrar
-        if not (wanted.inputs or wanted.outputs) or registrar.same_host:
-            return
-        if registrar.refusal("system") is None:
+        if not registrar.same_host and registrar.refusal("system") is None:
             probe = await self._store.probe(call.deadline)
             await registrar.name_for(probe, call.deadline)
 
@@ -232,22 +248,29 @@ class PlacedInvoker:
 
     # --- one attempt ----------------------------------------------------------------------------
 
-    async def _attempt(self, call: Call, wanted: Wanted, cargo: Cargo) -> Reply | None:
+    async def _attempt(self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo) -> Reply | None:
         """Return the reply; ``None`` if it is to be tried again, or on the wire."""
+        known, sent = self._sizes.of(call, nbytes), call
         # Room first: without it, nothing is copied in vain.
-        if wanted.outputs is not None and not await self._make_room(call, wanted.outputs, cargo):
-            return None
-        if wanted.inputs is not None and not await self._load(call, wanted.inputs, cargo):
+        if wanted.outputs is not None and known is not None:
+            sizes = known.of(call.rows)
+            if not await self._loader.make_room(call, wanted.outputs, sizes, cargo):
+                return None
+            sent = replace(call, outputs=call.outputs or tuple(sizes))
+        if wanted.inputs is not None and not await self._loader.load(call, wanted.inputs, cargo):
             return None
         if not cargo:
-            return await self._by_wire(call)
+            return await self._by_wire(call, nbytes)
         self.tally.placed += 1
-        return await self._tried(call, cargo)
+        return await self._tried(call, nbytes, sent, cargo)
 
-    async def _tried(self, call: Call, cargo: Cargo) -> Reply | None:
-        """Send what is in place; ``None`` if it failed of something that was mended."""
+    async def _tried(self, call: Call, nbytes: int, sent: Call, cargo: Cargo) -> Reply | None:
+        """Send what is in place; ``None`` if it failed of something that was mended.
+
+        ``sent`` is the call with the outputs named that have a place.
+        """
         try:
-            return await self._send(call, cargo)
+            return await self._send(sent, nbytes, cargo)
         except _StaleNameError:
             return None
         except SlotTooSmallError as error:
@@ -255,81 +278,25 @@ class PlacedInvoker:
             given = cargo.outputs.get(error.output)
             if given is None or given[2] >= error.needed_nbytes:
                 raise
-            self._sizes.grow(call, error.output, error.needed_nbytes)
+            self._sizes.grow(call, nbytes, error.output, error.needed_nbytes)
         except InvalidRequestError:
             if call.outputs or not cargo.outputs:
                 raise
             # They were asked for by names learned before: the model may have others by now.
-            self._sizes.forget(call)
+            self._sizes.forget(call, nbytes)
         except RegionNotFoundError:
             for name, region in cargo.regions().items():
                 self._registrar.forgotten(region, cargo.names[name])
         return None
 
-    async def _load(self, call: Call, kind: MemoryKind, cargo: Cargo) -> bool:
-        """Put the inputs in place; return whether that could be done."""
-        sizes = {name: n for name, n in placeable(call).items() if n >= LEAST_NBYTES}
-        copied: list[InputTensor] = []
-        for tensor in call.inputs:
-            if tensor.name not in sizes:
-                continue
-            place = self._store.find(tensor.parts[0]) if len(tensor.parts) == 1 else None
-            if place is None or place[0].kind != kind:
-                copied.append(tensor)
-            elif not await self._named(place[0], call, cargo):
-                return False
-            else:
-                (part,) = contents(tensor, call)
-                cargo.borrow(tensor.name, part, *place)
-        if not copied:
-            return True
-        at, nbytes = layout([(tensor.name, sizes[tensor.name]) for tensor in copied])
-        lease = await self._take(kind, nbytes, f"inputs of model {call.model!r}", call)
-        cargo.stow(lease, at, sizes)
-        if not await self._named(lease.region, call, cargo):
-            return False
-        parts = [(at[tensor.name], contents(tensor, call)) for tensor in copied]
-        await _fill(lease, parts, nbytes, call)
-        return True
-
-    async def _make_room(self, call: Call, kind: MemoryKind, cargo: Cargo) -> bool:
-        """Take a slot for the outputs; return whether that could be done."""
-        known = self._sizes.of(call)
-        if known is None:
-            return True
-        sizes = {name: n for name, n in known.of(call.rows).items() if n >= LEAST_NBYTES}
-        if not sizes:
-            return True
-        at, nbytes = layout(sizes.items())
-        lease = await self._take(kind, nbytes, f"outputs of model {call.model!r}", call)
-        cargo.reserve(lease, at, sizes)
-        return await self._named(lease.region, call, cargo)
-
-    async def _take(self, kind: MemoryKind, nbytes: int, purpose: str, call: Call) -> Lease:
-        lease = self._store.take_nowait(kind, nbytes, purpose)
-        if lease is not None:
-            return lease
-        wait = self._insisted and self._policy.when_full == "wait"
-        return await self._store.take(kind, nbytes, purpose, call.deadline, call.model, wait=wait)
-
-    async def _named(self, region: Region, call: Call, cargo: Cargo) -> bool:
-        """Learn what the server calls a region; return whether it may be used."""
-        name = self._registrar.known(region) or await self._registrar.name_for(
-            region, call.deadline
-        )
-        if name is None:
-            return False
-        cargo.names[region.name] = name
-        return True
-
-    async def _send(self, call: Call, cargo: Cargo) -> Reply:
+    async def _send(self, call: Call, nbytes: int, cargo: Cargo) -> Reply:
         # The copy may have taken a while.
         for name, region in cargo.regions().items():
             if self._registrar.known(region) != cargo.names[name]:
                 raise _StaleNameError
         departed = cargo.depart()
         try:
-            message = await self._message(call, cargo)
+            message = await _message(call, nbytes, cargo)
         except BaseException:
             departed.over(True)  # noqa: FBT003 - nothing was sent
             raise
@@ -343,53 +310,20 @@ class PlacedInvoker:
         )
         return await read_answer(answer, call, self._endpoint.target, cargo.views)
 
-    async def _message(self, call: Call, cargo: Cargo) -> bytes:
-        outputs = call.outputs
-        if cargo.outputs and not outputs:
-            known = self._sizes.of(call)
-            outputs = tuple(known.each) if known else ()
-        sent = replace(call, outputs=outputs) if outputs != call.outputs else call
-        make = partial(encode_placed, sent, cargo.places(cargo.inputs), cargo.places(cargo.outputs))
-        carried = fixed_nbytes(call) - sum(nbytes for _, _, nbytes in cargo.inputs.values())
-        if carried < LONG_NBYTES:
-            return make()
-        return await in_worker(make, deadline=call.deadline, model=call.model)
+
+async def _message(call: Call, nbytes: int, cargo: Cargo) -> bytes:
+    """Return the message of a call whose tensors are in place; the others are in it."""
+    sent = await hosted(call, besides=cargo.inputs)
+    make = partial(encode_placed, sent, cargo.places(cargo.inputs), cargo.places(cargo.outputs))
+    carried = nbytes - sum([placed for _, _, placed in cargo.inputs.values()])
+    if carried < LONG_NBYTES:
+        return make()
+    return await in_worker(make, deadline=call.deadline, model=call.model)
 
 
 class _StaleNameError(Exception):
     """A region's name went while its slot was filled: nothing was sent."""
 
 
-async def hosted(call: Call) -> Call:
-    """Return a call whose inputs are all in the host's memory, fetched if need be."""
-    if not call.device:
-        return call
-    work = partial(_fetched, call)
-    return await in_worker(work, deadline=call.deadline, model=call.model)
-
-
-def _fetched(call: Call) -> Call:
-    inputs = tuple([replace(tensor, parts=tuple(as_host(tensor.parts))) for tensor in call.inputs])
-    return replace(call, inputs=inputs, device=False)
-
-
 def _unless(kind: MemoryKind | None, refused: dict[MemoryKind, str | None]) -> MemoryKind | None:
     return None if kind is None or refused[kind] is not None else kind
-
-
-async def _fill(
-    lease: Lease, parts: list[tuple[int, tuple[Array, ...] | list[Array]]], nbytes: int, call: Call
-) -> None:
-    """Copy tensors into a slot, and return when they are there: the one copy."""
-
-    def fill() -> None:
-        for at, arrays in parts:
-            lease.write(at, arrays)
-
-    if nbytes < LONG_NBYTES:
-        fill()
-    else:
-        await in_worker(fill, deadline=call.deadline, model=call.model)
-    for completion in list(lease.pending):
-        await settled(completion)
-    lease.filled()

@@ -1,0 +1,154 @@
+"""Tensors into shared memory: the one copy, and room for what comes back.
+
+Owns: taking slots, writing a tensor's parts into them, telling what lies in our memory already.
+Refuses to know: whether a call should be placed, messages, endpoints.
+
+Invariant: a slot is called filled when all of its bytes are there, on a device, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import replace
+from functools import partial
+
+from tritonasync.core.offload import LONG_NBYTES, in_worker
+from tritonasync.core.ports import Region
+from tritonasync.core.values import Call, InputTensor, MemoryKind
+from tritonasync.memory.device import as_host, settled
+from tritonasync.memory.lease import Lease
+from tritonasync.memory.store import MemoryStore
+from tritonasync.transport.cargo import Cargo, layout
+from tritonasync.transport.placement import LEAST_NBYTES
+from tritonasync.transport.registrar import Registrar
+from tritonasync.wire.placed import contents, placeable
+
+
+class Loader:
+    """Puts tensors where a server can reach them.
+
+    Args:
+        registrar: Tells what the server calls a region. Borrowed.
+        store: Where slots come from. Borrowed.
+        wait: Whether to wait for room.
+    """
+
+    def __init__(self, registrar: Registrar, store: MemoryStore, *, wait: bool) -> None:
+        self._registrar = registrar
+        self._store = store
+        self._wait = wait
+
+    async def load(self, call: Call, kind: MemoryKind, cargo: Cargo) -> bool:
+        """Put the inputs in place; return whether that could be done.
+
+        Raises:
+            InvalidInputError: Parts do not add up to their tensor.
+            MemoryExhaustedError: There is no room.
+            DeadlineExceededError: The call's deadline passed.
+        """
+        sizes = {name: n for name, n in placeable(call).items() if n >= LEAST_NBYTES or call.device}
+        copied: list[InputTensor] = []
+        for tensor in call.inputs:
+            if tensor.name not in sizes:
+                continue
+            place = self._store.find(tensor.parts[0]) if len(tensor.parts) == 1 else None
+            if place is None or place[0].kind != kind:
+                copied.append(tensor)
+            elif not await self._named(place[0], call, cargo):
+                return False
+            else:
+                (part,) = contents(tensor, call)
+                cargo.borrow(tensor.name, part, *place)
+        if not copied:
+            return True
+        at, nbytes = layout([(tensor.name, sizes[tensor.name]) for tensor in copied])
+        lease = await self._take(kind, nbytes, f"inputs of model {call.model!r}", call)
+        cargo.stow(lease, at, sizes)
+        if not await self._named(lease.region, call, cargo):
+            return False
+        await _fill(lease, _copies(lease, at, copied, call), nbytes, call)
+        return True
+
+    async def make_room(
+        self, call: Call, kind: MemoryKind, sizes: dict[str, int], cargo: Cargo
+    ) -> bool:
+        """Take a slot for outputs of these sizes; return whether that could be done.
+
+        Raises as :meth:`load`.
+        """
+        large = {name: n for name, n in sizes.items() if n >= LEAST_NBYTES}
+        if not large:
+            return True
+        at, nbytes = layout(large.items())
+        lease = await self._take(kind, nbytes, f"outputs of model {call.model!r}", call)
+        cargo.reserve(lease, at, large)
+        return await self._named(lease.region, call, cargo)
+
+    async def _take(self, kind: MemoryKind, nbytes: int, purpose: str, call: Call) -> Lease:
+        lease = self._store.take_nowait(kind, nbytes, purpose)
+        if lease is not None:
+            return lease
+        return await self._store.take(
+            kind, nbytes, purpose, call.deadline, call.model, wait=self._wait
+        )
+
+    async def _named(self, region: Region, call: Call, cargo: Cargo) -> bool:
+        """Learn what the server calls a region; return whether it may be used."""
+        name = self._registrar.known(region) or await self._registrar.name_for(
+            region, call.deadline
+        )
+        if name is None:
+            return False
+        cargo.names[region.name] = name
+        return True
+
+
+def _copies(
+    lease: Lease, at: dict[str, int], tensors: list[InputTensor], call: Call
+) -> Callable[[], None]:
+    """Return what copies tensors into a slot; it may block."""
+    parts = [(at[tensor.name], contents(tensor, call)) for tensor in tensors]
+    # Between a GPU and the host's memory lies a copy of CuPy's own, on the array's own stream.
+    fetch = call.device and lease.region.kind == "system"
+
+    def copy() -> None:
+        for begin, arrays in parts:
+            lease.write(begin, as_host(arrays) if fetch else arrays)
+
+    return copy
+
+
+async def _fill(lease: Lease, copy: Callable[[], None], nbytes: int, call: Call) -> None:
+    """Copy, and return when the bytes are there."""
+    if nbytes < LONG_NBYTES and not call.device:
+        copy()
+    else:
+        await in_worker(copy, deadline=call.deadline, model=call.model)
+    for completion in list(lease.pending):
+        await settled(completion)
+    lease.filled()
+
+
+async def hosted(call: Call, besides: Container[str] = ()) -> Call:
+    """Return a call whose inputs are in the host's memory, fetched if need be.
+
+    Args:
+        call: The call.
+        besides: Names of inputs that are left as they are.
+    """
+    if not call.device:
+        return call
+    work = partial(_fetched, call, besides)
+    return await in_worker(work, deadline=call.deadline, model=call.model)
+
+
+def _fetched(call: Call, besides: Container[str]) -> Call:
+    inputs = tuple(
+        [
+            tensor
+            if tensor.name in besides
+            else replace(tensor, parts=tuple(as_host(tensor.parts)))
+            for tensor in call.inputs
+        ]
+    )
+    return replace(call, inputs=inputs, device=False)
