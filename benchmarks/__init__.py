@@ -5,7 +5,7 @@
     __main__ → session → runner → child ═ pipes ═ clients.serve → rounds → a client → server
                   │         └→ server's counts
                   └→ imports, routing, wire_bytes (in one process)
-    results → goals → tables, report, charts; two results → compare
+    results → goals, thresholds → tables, report, charts; two results → compare
 
 Each client runs in a process of its own, in an environment of its own where its requirements
 differ; rounds go from client to client, so that all see the same machine.

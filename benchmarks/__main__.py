@@ -10,14 +10,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import compare, report, tables
+from benchmarks import compare, report, tables, thresholds
 from benchmarks.goals import all_met, judge
 from benchmarks.results import Results, ResultsError, load, to_json
 from benchmarks.session import IN_PROCESS, measure
-from benchmarks.workloads import BY_NAME
+from benchmarks.workloads import BY_NAME, PARTS, WORKLOADS
 
 OUTPUT = Path("bench-output")
-NAMES = (*IN_PROCESS, *BY_NAME)
+USUAL = (*IN_PROCESS, *(workload.name for workload in WORKLOADS))
+NAMES = (*IN_PROCESS, *PARTS, *BY_NAME)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"names: {', '.join(NAMES)}",
+        epilog=f"names: {', '.join(USUAL)}; and only when named: "
+        f"{', '.join(name for name in NAMES if name not in USUAL)}",
     )
     made.add_argument(
         "--quick", action="store_true", help="fewer clients, workloads and rounds: under 2 minutes"
@@ -50,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compare:
         return _compare(*options.compare)
     results = measure(
-        options.only or NAMES,
+        options.only or USUAL,
         quick=options.quick,
         rounds=options.rounds,
         seconds=options.seconds,
         say=_say,
         show=_show,
     )
+    if found := thresholds.steps(results):
+        _show(tables.threshold_lines(found))
     verdicts = judge(results)
     _show(tables.verdict_lines(verdicts))
     _write(options.json, to_json(results))

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "backends"
-MODELS = frozenset({"burst"})
+MODELS = frozenset({"burst", "echo"})
 
 
 class NotCompiledError(Exception):

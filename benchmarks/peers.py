@@ -44,14 +44,35 @@ class Peer:
 
 ONE_TENSOR = "InferInput, set_data_from_numpy, infer, as_numpy"
 UNBATCHED = "the same with TritonPool(url, batching=None"
+EACH_ALONE = f'{UNBATCHED}, transport="unary"'
+NEW = "a new pool for each workload"
 
 PEERS = (
     Peer("ours", "tritonasync", "TritonPool(url): model.one(…) for a row, model(…) for a batch"),
+    Peer(
+        "ours-wire",
+        "tritonasync, no shared memory",
+        'the same with TritonPool(url, shared_memory="off")',
+    ),
+    Peer(
+        "ours-leased",
+        "tritonasync, rows in place",
+        "model.lease for as many rows as make a batch, written before the round, as by a producer "
+        "that writes in place; then model(slot) again and again: as many rows are out as elsewhere",
+    ),
+    Peer(
+        "ours-leased-anew",
+        "tritonasync, a lease a call",
+        "the same with a lease for each call, and the rows copied into it by the caller: in its "
+        "time what a producer does, which is in nobody else's",
+    ),
     Peer(
         "ours-unbatched",
         "tritonasync, batching=None",
         "the same with TritonPool(url, batching=None)",
     ),
+    Peer("ours-placed", "tritonasync, placed", f'{EACH_ALONE}, shared_memory="system"), {NEW}'),
+    Peer("ours-unplaced", "tritonasync, on the wire", f'{EACH_ALONE}, shared_memory="off"), {NEW}'),
     Peer("ours-unary", "tritonasync, calls", f'{UNBATCHED}, transport="unary")'),
     Peer("ours-stream", "tritonasync, streams", f'{UNBATCHED}, transport="stream")'),
     Peer(
@@ -67,10 +88,16 @@ PEERS = (
     Peer(
         "ours-auto",
         "tritonasync, auto",
-        f'{UNBATCHED}, transport="auto"), a new pool for each workload: what it has decided '
-        "for one load is not known to the next",
+        f'{UNBATCHED}, transport="auto"), {NEW}: what it has decided for one load is not known '
+        "to the next",
     ),
     Peer("aio", "tritonclient grpc.aio", f"one client: {ONE_TENSOR}"),
+    Peer(
+        "aio-shared",
+        "tritonclient, shared memory",
+        "grpc.aio and tritonclient.utils.shared_memory: a region for each caller, registered "
+        "before the round: set_shared_memory_region, infer, get_contents_as_numpy, a view",
+    ),
     Peer(
         "stream",
         "tritonclient stream_infer",

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
-from benchmarks import charts, tables
+from benchmarks import charts, tables, thresholds
 from benchmarks.goals import OURS, Met, Verdict, number
 from benchmarks.peers import PEERS, TITLES
 from benchmarks.results import Measure, Results
 from benchmarks.samples import Figure, spread
-from benchmarks.workloads import BY_NAME
+from benchmarks.workloads import BY_NAME, PARTS
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --back: #f5f6f8; --card: #fff; --faint: #d5d9e0;
@@ -47,6 +47,7 @@ STALLS: tuple[tuple[Measure, str], ...] = (
 def page(results: Results, verdicts: Sequence[Verdict]) -> str:
     """Return the report."""
     sections = [_goals(verdicts), *_plots_and_tables(results)]
+    sections += [_sweep(results)]
     sections += [_figures(name, figures) for name, figures in results.figures.items()]
     sections += [_skipped(results.skipped), _notes(), _circumstances(results)]
     body = "".join(f"<section>{section}</section>\n" for section in sections if section)
@@ -63,8 +64,8 @@ def page(results: Results, verdicts: Sequence[Verdict]) -> str:
 
 def plots(results: Results) -> dict[str, str]:
     """Return every chart as an SVG document, by a name for its file."""
-    found = {}
-    for workload in results.workloads():
+    found = _plots_of_sweep(results)
+    for workload in _shown(results):
         for measure, about in STALLS if _stalls(workload) else PLOTS:
             chart = _dots(results, workload, measure, about)
             if chart:
@@ -75,7 +76,7 @@ def plots(results: Results) -> dict[str, str]:
 
 def _plots_and_tables(results: Results) -> Iterator[str]:
     drawn = plots(results)
-    for workload in results.workloads():
+    for workload in _shown(results):
         title = BY_NAME[workload].title if workload in BY_NAME else workload
         charts_of = "".join(c for n, c in drawn.items() if n.rpartition("-")[0] == workload)
         charts_of = charts_of.replace(charts.NAMESPACE, "")  # only a file of its own needs it
@@ -85,6 +86,42 @@ def _plots_and_tables(results: Results) -> Iterator[str]:
             for client in results.clients_of(workload)
         ]
         yield f"<h2>{escape(title)}</h2>{charts_of}{_table(headings, rows)}"
+
+
+def _shown(results: Results) -> list[str]:
+    """Return the workloads that are shown each for itself; a sweep is shown as a whole."""
+    return [name for name in results.workloads() if name not in PARTS["placing"]]
+
+
+def _sweep(results: Results) -> str:
+    steps = thresholds.steps(results)
+    if not steps:
+        return ""
+    headings = ["", *(heading for heading, _ in thresholds.COMPARED)]
+    table = _table(headings, [tables.threshold_cells(step) for step in steps])
+    said = "".join(f"<p>{escape(each)}</p>" for each in thresholds.conclusions(steps))
+    drawn = "".join(_plots_of_sweep(results).values()).replace(charts.NAMESPACE, "")
+    return f"<h2>{escape(thresholds.TITLE)}</h2>{drawn}{table}{said}"
+
+
+def _plots_of_sweep(results: Results) -> dict[str, str]:
+    """Return a chart for each measure of the sweep: the ratios by size."""
+    drawn, steps = {}, thresholds.steps(results)
+    for index, (heading, measure) in enumerate(thresholds.COMPARED):
+        bars = [
+            charts.Bar(
+                thresholds.label(step),
+                found.values,
+                found.median,
+                f"{found.median:.2f}×",
+                ours=step.pays(index),
+            )
+            for step in steps
+            if (found := step.ratios[index]) is not None
+        ]
+        if bars:
+            drawn[f"placing-{measure}"] = charts.dots(f"{thresholds.TITLE}: {heading}", bars)
+    return drawn
 
 
 def _stalls(workload: str) -> bool:
@@ -166,6 +203,11 @@ statistics of the same round.
 
 A stall is how much later than asked a probe in the client's event loop was woken, without the time
 in which the thread waited for a core (schedstat); the worst of the round.
+
+Copies a row are the bytes that the pool copied into shared memory, by its own statistics, over
+those of the rows' inputs; shared is how many of the calls that were to have a place there had one.
+Rows that are written in place are written before the round, as those that others send exist
+before it.
 
 Peak RSS is that of a round. Answers are compared with what was sent: every caller's last.
 """

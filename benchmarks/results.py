@@ -19,6 +19,7 @@ Measure = Literal[
     "rows_per_s", "cpu_us_per_row", "p50_us", "p99_us", "peak_rss_mib", "rows_per_execution",
     "limit_rows_per_s", "limit_share",
     "stall_ms", "typical_stall_ms", "gross_stall_ms", "idle_stall_ms", "on_streams",
+    "copies_per_row", "placed_share", "registrations_per_call",
 ]  # fmt: skip
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 

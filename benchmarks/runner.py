@@ -16,7 +16,7 @@ from benchmarks.clients.protocol import QUANTILES, Order, Outcome
 from benchmarks.environments import EnvironmentMissingError
 from benchmarks.results import MEASURES, Results, Round
 from benchmarks.server import Counts, Server, ServerGoneError
-from benchmarks.workloads import BY_NAME, CAPACITY, Workload
+from benchmarks.workloads import BY_NAME, CAPACITY, PARTS, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def _round(
 
 def needed(names: Sequence[str]) -> list[Workload]:
     """Return the workloads of these names, with what they depend on, in their order."""
-    wanted = set(names)
+    wanted = {each for name in names for each in PARTS.get(name, (name,))}
     if "open" in wanted:
         wanted.add(CAPACITY[0])
     return [workload for workload in BY_NAME.values() if workload.name in wanted]

@@ -9,6 +9,7 @@ from benchmarks.goals import Verdict, number, told
 from benchmarks.peers import TITLES
 from benchmarks.results import Measure, Results
 from benchmarks.samples import Figure, spread
+from benchmarks.thresholds import COMPARED, TITLE, Step, conclusions, label
 from benchmarks.workloads import BY_NAME
 
 COLUMNS: tuple[tuple[str, Measure], ...] = (
@@ -24,6 +25,9 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("by the clock ms", "gross_stall_ms"),
     ("idle ms", "idle_stall_ms"),
     ("on streams", "on_streams"),
+    ("copies/row", "copies_per_row"),
+    ("shared", "placed_share"),
+    ("registrations/call", "registrations_per_call"),
 )
 
 
@@ -77,6 +81,21 @@ def figure_cells(figure: Figure) -> list[str]:
     sides = [spread(dict(enumerate(side))) for side in (figure.ours, figure.theirs)]
     medians = [f"{number(side.median)} {figure.unit}" for side in sides if side is not None]
     return [figure.name, *medians, told(figure.ratio, "×")]
+
+
+def threshold_lines(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield the table of the sweep of sizes, and what follows from it."""
+    yield ""
+    yield TITLE
+    headings = ["", *(heading for heading, _ in COMPARED)]
+    yield from aligned([headings, *(threshold_cells(step) for step in steps)])
+    yield from conclusions(steps)
+
+
+def threshold_cells(step: Step) -> list[str]:
+    """Return the cells of one size."""
+    ratios = ("–" if each is None else told(each, "×") for each in step.ratios)
+    return [label(step), *ratios]
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -72,8 +72,12 @@ EVERYONE = (
     "async-batcher", "batched", "perf",
 )  # fmt: skip
 WITHOUT_BATCHERS = tuple(name for name in EVERYONE if name not in {"async-batcher", "batched"})
-IMAGE_CLIENTS = ("ours", "ours-unbatched", "aio", "threads", "pytriton", "async-batcher", "perf")
-LOOPS = ("ours", "aio")
+IMAGE_CLIENTS = (
+    "ours", "ours-wire", "ours-leased", "ours-leased-anew", "ours-unbatched", "aio", "aio-shared",
+    "threads", "pytriton", "async-batcher", "perf",
+)  # fmt: skip
+LOOPS = ("ours", "ours-wire", "aio")
+PLACING = ("ours-placed", "ours-unplaced")
 ONE_STREAM = ("ours-one-stream", "stream")
 STREAMS = ("ours-one-stream", "ours-stream", "ours-unary", "stream", "aio")
 EITHER_WAY = ("ours-auto", "ours-unary", "ours-stream")
@@ -101,6 +105,21 @@ def _streamed(callers: int, title: str, quick: tuple[str, ...]) -> Workload:
     )
 
 
+def _placed(nbytes: int, callers: int) -> Workload:
+    size = size_text(nbytes)
+    who = "one caller" if callers == 1 else f"{callers} callers"
+    return Workload(
+        f"placed-{callers}-{size.replace(' ', '').lower()}",
+        f"Messages of {size}, {who}: in shared memory or on the wire",
+        "echo", (nbytes // 4,), callers, 8, PLACING, (),
+    )  # fmt: skip
+
+
+def size_text(nbytes: int) -> str:
+    """Return a power of two as text."""
+    return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
+
+
 def _either(name: str, title: str, callers: int, rows: int | None = None) -> Workload:
     return Workload(
         f"auto-{name}", f"{title}: by calls, by streams, or as 'auto' decides",
@@ -118,7 +137,7 @@ WORKLOADS = (
     ),
     _images(1, "602,112 B images, one caller", ()),
     _images(8, "602,112 B images, 8 callers", ()),
-    _images(64, "602,112 B images, 64 callers", ("ours", "aio")),
+    _images(64, "602,112 B images, 64 callers", ("ours", "ours-wire", "ours-leased", "aio")),
     Workload(
         "strings", "BYTES: 8 callers, 1,000 strings of 8 to 40 bytes each",
         "bytes_ident", (1000,), 8, 64,
@@ -167,7 +186,19 @@ WORKLOADS = (
     ),
 )  # fmt: skip
 
-BY_NAME = {workload.name: workload for workload in WORKLOADS}
+SIZES = tuple(4096 << step for step in range(10))
+"""From where nobody would place a message to where everybody would: 4 KiB to 2 MiB."""
+
+SWEEP = {callers: tuple(_placed(nbytes, callers) for nbytes in SIZES) for callers in (1, 64)}
+"""By the number of callers: what finds the size from which shared memory pays."""
+
+BY_NAME = {
+    workload.name: workload
+    for workload in (*WORKLOADS, *(each for sweep in SWEEP.values() for each in sweep))
+}
+
+PARTS = {"placing": tuple(each.name for sweep in SWEEP.values() for each in sweep)}
+"""Names of several workloads together. They are measured only when they are asked for."""
 
 CAPACITY = ("rows-64", "ours-unbatched")
 """Whose rows/s are the capacity that the open loop takes half of."""

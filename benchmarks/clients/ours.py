@@ -1,4 +1,4 @@
-"""This project's pool, with batching as it comes and without, by calls and by streams."""
+"""This project's pool, with batching as it comes and without, by calls, by streams, in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from benchmarks.clients.base import AsyncClient
+from benchmarks.clients.counts import count_registrations, counts_of
 from benchmarks.clients.data import Array
 from benchmarks.clients.protocol import Order, Outcome
 from benchmarks.clients.responses import Ask
@@ -21,6 +22,9 @@ class Batched(AsyncClient):
     url: str
     pool: TritonPool
 
+    def __init__(self) -> None:
+        self.registrations = count_registrations()
+
     def make(self, url: str) -> TritonPool:
         """Return the pool, not open."""
         return TritonPool(url)
@@ -29,6 +33,15 @@ class Batched(AsyncClient):
         """Open the pool."""
         self.url = url
         self.pool = await self.make(url).open()
+
+    async def run(self, workload: Workload, items: list[Array], order: Order) -> Outcome:
+        """Run one round; what was copied to do it is counted."""
+        before = counts_of(self.pool, self.registrations())
+        outcome = await super().run(workload, items, order)
+        done = counts_of(self.pool, self.registrations()) - before
+        row_nbytes = items[0].nbytes // (workload.rows or 1)
+        extras = done.extras(workload, outcome, row_nbytes)
+        return replace(outcome, extras={**outcome.extras, **extras})
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -64,6 +77,41 @@ class Unbatched(Batched):
         return TritonPool(url, batching=None)
 
 
+class Wire(Batched):
+    """``TritonPool(url, shared_memory="off")``."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, shared_memory="off")
+
+
+class Anew(Batched):
+    """A new pool for each workload: what one has learned is not known to the next."""
+
+    async def run(self, workload: Workload, items: list[Array], order: Order) -> Outcome:
+        """Run one round, the first one with a pool that has just been opened."""
+        if order.prepare:
+            await self.aclose()
+            await self.open(self.url)
+        return await super().run(workload, items, order)
+
+
+class Placed(Anew):
+    """Each call as a call of its own, with its tensors in shared memory whatever their size."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None, transport="unary", shared_memory="system")
+
+
+class Unplaced(Anew):
+    """The same with nothing in shared memory."""
+
+    def make(self, url: str) -> TritonPool:
+        """Return the pool, not open."""
+        return TritonPool(url, batching=None, transport="unary", shared_memory="off")
+
+
 class Unary(Batched):
     """Each call as a call of its own."""
 
@@ -97,7 +145,7 @@ class BatchedStreams(Batched):
         return TritonPool(url, transport="stream")
 
 
-class Auto(Batched):
+class Auto(Anew):
     """Calls or streams, as the pool decides."""
 
     def make(self, url: str) -> TritonPool:
@@ -105,10 +153,7 @@ class Auto(Batched):
         return TritonPool(url, batching=None, transport="auto")
 
     async def run(self, workload: Workload, items: list[Array], order: Order) -> Outcome:
-        """Run one round; a new workload gets a new pool, which has decided nothing yet."""
-        if order.prepare:
-            await self.aclose()
-            await self.open(self.url)
+        """Run one round, and tell what was decided."""
         outcome = await super().run(workload, items, order)
         (endpoint,) = self.pool.statistics().endpoints
         ways = [choice.using == "stream" for choice in endpoint.choices]

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks.results import to_json
+from benchmarks.results import Results, to_json
+from benchmarks.workloads import PARTS
 from tests.benchmarks.made import results, rounds
 
 
@@ -18,6 +19,22 @@ def test_help_names_every_option_and_everything_that_is_measured(
         assert option in said
     for name in command_line.NAMES:
         assert name in said
+
+
+def test_a_sweep_is_measured_only_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, ...]] = []
+
+    def measure(names: tuple[str, ...], **_: object) -> Results:
+        asked.append(tuple(names))
+        return results()
+
+    monkeypatch.setattr(command_line, "measure", measure)
+    files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    command_line.main(files)
+    command_line.main(["--only", "placing", *files])
+    assert "images-64" in asked[0]
+    assert not {"placing", *PARTS["placing"]} & {*asked[0]}
+    assert asked[1] == ("placing",)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,33 @@ def test_a_goal_judges_the_client_that_it_is_about():
     assert verdict(made, work).met is Met.NO
 
 
+@pytest.mark.parametrize(
+    ("client", "copies", "met"),
+    [("ours", 1.0, Met.YES), ("ours", 1.01, Met.NO), ("ours-leased", 0.0, Met.YES),
+     ("ours-leased", 0.01, Met.NO)],
+)  # fmt: skip
+def test_a_row_is_copied_once_and_one_that_is_written_in_place_not_at_all(
+    client: str, copies: float, met: Met
+):
+    made = results(*rounds("images-64", client, {"copies_per_row": [copies] * 3}))
+    (found,) = [
+        each
+        for each in judge(made)
+        if each.work.endswith("copies a row") and each.met is not Met.UNMEASURED
+    ]
+    assert found.met is met
+
+
+def test_the_wire_is_judged_by_who_uses_it():
+    made = results(
+        *rounds("images-64", "ours", {"rows_per_s": [9.0]}),
+        *rounds("images-64", "ours-wire", {"rows_per_s": [1.1]}),
+        *rounds("images-64", "aio", {"rows_per_s": [1.0]}),
+    )
+    assert verdict(made, "602,112 B rows, same host, 64 callers: rows/s").met is Met.YES
+    assert verdict(made, "602,112 B rows over the wire, 64 callers: rows/s").met is Met.NO
+
+
 def test_figures_of_one_process_are_judged_by_their_own_goals():
     made = results()
     made.figures["wire"] = [

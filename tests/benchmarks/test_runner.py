@@ -9,7 +9,7 @@ from benchmarks.clients.protocol import QUANTILES, Order, Outcome
 from benchmarks.environments import EnvironmentMissingError
 from benchmarks.runner import Runner, Settings, needed, values_of
 from benchmarks.server import Counts, ServerGoneError
-from benchmarks.workloads import BY_NAME, Workload
+from benchmarks.workloads import BY_NAME, PARTS, Workload
 from tests.benchmarks.made import results, rounds
 
 WORKLOAD = replace(BY_NAME["rows-64"], clients=("ours", "aio", "perf"), quick=("ours",))
@@ -189,6 +189,10 @@ def test_the_open_loop_is_skipped_where_the_capacity_is_not_known(world: World):
 def test_what_a_workload_depends_on_is_measured_too():
     assert [each.name for each in needed(["open"])] == ["rows-64", "open"]
     assert [each.name for each in needed(["slow", "rows-1"])] == ["rows-1", "slow"]
+
+
+def test_the_name_of_a_part_stands_for_its_workloads():
+    assert [each.name for each in needed(["placing", "rows-1"])] == ["rows-1", *PARTS["placing"]]
 
 
 def test_the_figures_of_a_round():

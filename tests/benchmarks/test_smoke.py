@@ -37,6 +37,34 @@ def test_a_short_run_measures_checks_and_reports(tmp_path: Path):
 
 
 @pytest.mark.server
+def test_rows_in_shared_memory_are_measured_beside_rows_on_the_wire(tmp_path: Path):
+    measured, page = run(tmp_path, "images-64")
+    assert measured["skipped"] == {}
+    found = {each["client"]: each["values"] for each in measured["rounds"]}
+    assert found.keys() == {"ours", "ours-wire", "ours-leased", "aio"}
+    copies = {name: values.get("copies_per_row") for name, values in found.items()}
+    assert 0 < copies.pop("ours") <= 1  # less where a region was being made, and rows did not wait
+    assert copies == {"ours-wire": None, "ours-leased": 0.0, "aio": None}
+    assert "copies/row" in page
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_sweep_of_sizes_is_measured_and_shown_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    names = ["placed-1-4kib", "placed-64-64kib"]
+    main(["--only", *names, "--rounds", "2", "--seconds", "0.1", *files])
+    measured = json.loads((tmp_path / "r.json").read_text())
+    assert measured["skipped"] == {}
+    assert [each["errors"] for each in measured["rounds"]] == [0] * 8
+    shared = {each["client"]: each["values"].get("placed_share") for each in measured["rounds"]}
+    assert shared == {"ours-placed": 1.0, "ours-unplaced": None}
+    assert "64 KiB, 64 callers" in capsys.readouterr().out
+
+
+@pytest.mark.server
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_streams_of_either_kind_are_measured_on_servers_of_their_own(tmp_path: Path):
     measured, _ = run(tmp_path, "stream-rows-64", "decoupled", "first-token")

@@ -1,16 +1,17 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.clients import perf, serve
+from benchmarks.clients import data, perf, serve
 from benchmarks.compiled import MODELS, SOURCES
 from benchmarks.peers import PEERS, TITLES
 from benchmarks.server import REPOSITORIES
-from benchmarks.workloads import BY_NAME, CAPACITY, WORKLOADS, Workload
+from benchmarks.workloads import BY_NAME, CAPACITY, PARTS, SIZES, SWEEP, Workload
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", BY_NAME.values(), ids=lambda workload: workload.name)
 def test_a_workload_fits_its_model(workload: Workload):
     roots = (*REPOSITORIES, SOURCES)
     (folder,) = (found for root in roots if (found := root / workload.model).is_dir())
@@ -26,14 +27,14 @@ def test_a_workload_fits_its_model(workload: Workload):
     assert all(want in (-1, got) for want, got in zip(wanted, workload.shape, strict=True))
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", BY_NAME.values(), ids=lambda workload: workload.name)
 def test_the_clients_of_a_workload_are_known(workload: Workload):
     assert set(workload.clients) <= TITLES.keys()
     assert set(workload.quick) <= set(workload.clients)
     assert any(name.startswith("ours") for name in workload.clients)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", BY_NAME.values(), ids=lambda workload: workload.name)
 def test_a_decoupled_model_gives_as_many_responses_as_are_counted(workload: Workload):
     if workload.responses is not None:
         roots = (*REPOSITORIES, SOURCES)
@@ -48,6 +49,14 @@ def test_every_peer_has_its_module_and_nobody_else():
     for module, kind in serve.MODULES.values():
         source = Path(serve.__file__).with_name(f"{module}.py").read_text()
         assert f"class {kind}(" in source
+
+
+def test_a_sweep_goes_through_the_same_sizes_with_every_number_of_callers():
+    assert (SIZES[0], SIZES[-1]) == (4 << 10, 2 << 20)
+    for callers, sweep in SWEEP.items():
+        assert [each.callers for each in sweep] == [callers] * len(SIZES)
+        assert [data.items(replace(each, callers=1))[0].nbytes for each in sweep] == [*SIZES]
+    assert {"placed-1-4kib", "placed-64-2mib"} < {*PARTS["placing"]} < BY_NAME.keys()
 
 
 def test_the_capacity_is_measured_in_quick_and_full_runs():
