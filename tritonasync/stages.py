@@ -41,6 +41,10 @@ from tritonasync.transport.shared import check_sharing
 from tritonasync.transport.statistics import EndpointStatistics
 
 
+def _of_no_kind() -> Mapping[MemoryKind, MemoryStatistics]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
     """A snapshot of a pool.
@@ -57,7 +61,7 @@ class PoolStatistics:
     endpoints: tuple[EndpointStatistics, ...]
     batching: tuple[BatchingStatistics, ...] = ()
     routing: RoutingStatistics = RoutingStatistics()  # noqa: RUF009 - frozen
-    memory: Mapping[MemoryKind, MemoryStatistics] = field(default_factory=dict)
+    memory: Mapping[MemoryKind, MemoryStatistics] = field(default_factory=_of_no_kind)
 
 
 class Stages:

@@ -253,9 +253,7 @@ class MemoryPolicy:
                 f"MemoryPolicy: device_id is a GPU's number from 0 on, not {self.device_id!r}"
             )
         if not isinstance(self.devices, Mapping) or not all(  # pyright: ignore[reportUnnecessaryIsInstance]
-            isinstance(number, int) and number >= 0
-            for pair in self.devices.items()
-            for number in pair
+            is_count(number, least=0) for pair in self.devices.items() for number in pair
         ):
             raise ConfigurationError(
                 f"MemoryPolicy: devices maps a GPU's number to another, not {self.devices!r}"

@@ -21,9 +21,14 @@ from tritonasync.memory.device import as_host, is_device_array, load_cupy
 from tritonasync.memory.device import on_device as to_device
 
 
+def on_this_side(array: object) -> bool:
+    """Return whether an array is numpy's, and not CuPy's, whatever its type says."""
+    return isinstance(array, np.ndarray)
+
+
 def on_device(inputs: Iterable[InputTensor]) -> bool:
     """Return whether an input is in a GPU's memory."""
-    return any(not isinstance(part, np.ndarray) for tensor in inputs for part in tensor.parts)
+    return any(not on_this_side(part) for tensor in inputs for part in tensor.parts)
 
 
 def on_host(arrays: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:
@@ -51,7 +56,7 @@ async def on_gpu(outputs: Outputs, deadline: Deadline) -> Outputs:
     Raises:
         DeviceError: A copy failed.
     """
-    if not any(isinstance(array, np.ndarray) for array in outputs.values()):
+    if not any(on_this_side(array) for array in outputs.values()):
         return outputs
     return await in_worker(
         partial(outputs.converted, _to_gpu), deadline=deadline, model=outputs.model
@@ -59,6 +64,6 @@ async def on_gpu(outputs: Outputs, deadline: Deadline) -> Outputs:
 
 
 def _to_gpu(array: Array) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype.kind == "O":
+    if not on_this_side(array) or array.dtype.kind == "O":
         return array
     return to_device(array)

@@ -24,7 +24,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class CudaMemory:
         MissingExtraError: CuPy is not installed.
     """
 
-    kind: ClassVar[MemoryKind] = "cuda"
+    kind: MemoryKind = "cuda"
 
     def __init__(self, device_id: int = 0) -> None:
         if not is_count(device_id, least=0):
@@ -176,8 +176,8 @@ class CudaRegion:
         device_id: The GPU's number in this process.
     """
 
-    kind: ClassVar[MemoryKind] = "cuda"
-    key: ClassVar[str] = ""
+    kind: MemoryKind = "cuda"
+    key: str = ""
 
     def __init__(
         self, memory: CudaMemory, name: str, pointer: int, nbytes: int, handle: bytes

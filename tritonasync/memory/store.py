@@ -30,7 +30,7 @@ from tritonasync.core.ports import Memory, Region
 from tritonasync.core.values import Array, MemoryKind
 from tritonasync.memory.arena import Arena
 from tritonasync.memory.cuda import CudaMemory
-from tritonasync.memory.device import load_cupy
+from tritonasync.memory.device import is_device_array, load_cupy
 from tritonasync.memory.lease import Lease
 from tritonasync.memory.lender import Lender, MemoryStatistics
 from tritonasync.memory.resources import CountedBlocks, LimitedMemory, TrackedBlocks
@@ -152,15 +152,16 @@ class MemoryStore:
         """
         if self._closed:
             raise PoolClosedError("the pool is closed")
-        if self._probing is None or (self._probing.done() and self._probing.exception()):
+        probing = self._probing
+        if probing is None or (probing.done() and probing.exception()):
             make = partial(self._sources["system"]().create, 1)
-            self._probing = asyncio.get_running_loop().create_task(
+            probing = self._probing = asyncio.get_running_loop().create_task(
                 in_worker(make, deadline=Deadline.after(60.0), model="")
             )
-        await asyncio.wait({self._probing}, timeout=deadline.wait_s())
-        if not self._probing.done():
+        await asyncio.wait({probing}, timeout=deadline.wait_s())
+        if not probing.done():
             raise deadline.error("memory")
-        return self._probing.result()
+        return probing.result()
 
     async def lend(self, order: Order, default: MemoryKind) -> Lease:
         """Return a slot for a user; raises as :meth:`take`."""
@@ -226,8 +227,7 @@ class MemoryStore:
         """Return where in our memory an array's elements lie, one after the other, if they do."""
         if not self._shelves or not array.flags.c_contiguous:
             return None
-        device = array.__class__ is not np.ndarray and not isinstance(array, np.ndarray)
-        shelf = self._shelves.get("cuda" if device else "system")
+        shelf = self._shelves.get("cuda" if is_device_array(array) else "system")
         if shelf is None:
             return None
         if len(shelf.regions) != len(shelf.arena.regions()):

@@ -22,7 +22,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class SystemMemory:
         folder: The folder; a server on this machine finds regions only in /dev/shm.
     """
 
-    kind: ClassVar[MemoryKind] = "system"
+    kind: MemoryKind = "system"
 
     def __init__(self, folder: str | os.PathLike[str] = SHM_FOLDER) -> None:
         self._folder = Path(folder)
@@ -100,9 +100,9 @@ class SystemRegion:
         MemoryExhaustedError: The system does not give so much.
     """
 
-    kind: ClassVar[MemoryKind] = "system"
-    handle: ClassVar[bytes] = b""
-    device_id: ClassVar[int] = 0
+    kind: MemoryKind = "system"
+    handle: bytes = b""
+    device_id: int = 0
 
     # Before all is there, for ``__del__``.
     _bytes: HostBytes | None = None

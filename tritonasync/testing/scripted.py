@@ -20,7 +20,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -112,8 +112,8 @@ class ScriptedRegion:
         closed: Whether it was given back.
     """
 
-    kind: ClassVar[MemoryKind] = "cuda"
-    key: ClassVar[str] = ""
+    kind: MemoryKind = "cuda"
+    key: str = ""
 
     def __init__(self, memory: ScriptedMemory, name: str, handle: bytes, nbytes: int) -> None:
         self.name = name
@@ -201,7 +201,7 @@ class ScriptedMemory:
         forked: Set it to play a forked child: everything is refused, and ``close`` does nothing.
     """
 
-    kind: ClassVar[MemoryKind] = "cuda"
+    kind: MemoryKind = "cuda"
 
     def __init__(
         self, *, max_nbytes: int | None = None, device_id: int = 0, automatic: bool = False

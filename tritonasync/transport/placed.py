@@ -203,10 +203,14 @@ class PlacedInvoker:
             output_nbytes=known.total * (call.rows or 1) if known else 0,
             gpu=asks_gpu and await self._gpu(call),
         )
-        kinds = [kind for kind in (wanted.inputs, wanted.outputs) if kind is not None]
+        kinds: list[MemoryKind] = [
+            kind for kind in (wanted.inputs, wanted.outputs) if kind is not None
+        ]
         if kinds:
             await self._introduce(call)
-        refused = {kind: self._registrar.refusal(kind) for kind in kinds}
+        refused: dict[MemoryKind, str | None] = {
+            kind: self._registrar.refusal(kind) for kind in kinds
+        }
         if not any(refused.values()):
             return wanted
         self.tally.on_wire += 1
