@@ -1,6 +1,7 @@
 """The host's shared memory: files that are there when they should be, and not after."""
 
 import errno
+import mmap
 import os
 import re
 import threading
@@ -382,3 +383,16 @@ def test_unaligned_views(memory):
     assert not view.flags.aligned
     assert view.sum() == 4
     region.close()
+
+
+def test_a_share_of_the_folder_is_left_to_others(tmp_path, monkeypatch):
+    page = mmap.PAGESIZE
+    memory = SystemMemory(tmp_path, leave=0.25)
+
+    class Room:
+        f_frsize, f_blocks, f_bavail = page, 100, 30
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Room)
+    memory.create(5 * page).close()
+    with pytest.raises(MemoryExhaustedError, match="left to others.*--shm-size"):
+        memory.create(6 * page)

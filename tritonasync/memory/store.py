@@ -39,6 +39,9 @@ from tritonasync.memory.system import SystemMemory
 
 _log: Final = logging.getLogger("tritonasync.memory")
 
+_LEAVE: Final = 0.25
+"""The share of /dev/shm that is left to others."""
+
 _LOOK_S: Final = 15.0
 """How often at least what is held for long is looked for."""
 
@@ -90,7 +93,7 @@ class MemoryStore:
     ) -> None:
         self._policy = policy
         self._sources = sources or {
-            "system": SystemMemory,
+            "system": partial(SystemMemory, leave=_LEAVE),
             "cuda": partial(CudaMemory, policy.device_id),
         }
         self._shelves: dict[MemoryKind, _Shelf] = {}

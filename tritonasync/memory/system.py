@@ -34,6 +34,10 @@ from tritonasync.memory.host import HostBytes
 from tritonasync.memory.janitor import sweep
 
 _FORKED: Final = "belongs to the process that this one was forked from: open a pool in the child"
+_MORE: Final = (
+    "Give a container more (docker run --shm-size=1g; its default is 64 MiB), or the pool a lower "
+    "limit"
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,12 +49,15 @@ class SystemMemory:
 
     Args:
         folder: The folder; a server on this machine finds regions only in /dev/shm.
+        leave: The share of the folder's size that is left to others: a server's own models may
+            need some, and die of a full folder.
     """
 
     kind: MemoryKind = "system"
 
-    def __init__(self, folder: str | os.PathLike[str] = SHM_FOLDER) -> None:
+    def __init__(self, folder: str | os.PathLike[str] = SHM_FOLDER, *, leave: float = 0.0) -> None:
         self._folder = Path(folder)
+        self._leave = leave
         self._process = os.getpid()
         self._swept = False
 
@@ -74,10 +81,22 @@ class SystemMemory:
             sweep(self._folder)
         guard = guard_of(self._folder)
         try:
-            return SystemRegion(guard, size)
+            return self._region(guard, size)
         except MemoryExhaustedError:
             if not sweep(self._folder):
                 raise
+        return self._region(guard, size)
+
+    def _region(self, guard: Guard, size: int) -> SystemRegion:
+        if self._leave:
+            room = os.statvfs(self._folder)
+            free, whole = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+            if free - size < whole * self._leave:
+                raise MemoryExhaustedError(
+                    f"no region of {size:,} bytes is made in {self._folder}: {free:,} of "
+                    f"{whole:,} bytes are free, of which {whole * self._leave:,.0f} are left to "
+                    f"others. {_MORE}"
+                )
         return SystemRegion(guard, size)
 
 
@@ -200,7 +219,4 @@ def _refusal(error: OSError, folder: Path, nbytes: int) -> str:
         return f"{wanted}{error.strerror}"
     room = os.statvfs(folder)
     free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
-    return (
-        f"{wanted}{free:,} of {size:,} bytes are free. Give a container more (docker run "
-        "--shm-size=1g; its default is 64 MiB), or the pool a lower limit"
-    )
+    return f"{wanted}{free:,} of {size:,} bytes are free. {_MORE}"
