@@ -53,6 +53,7 @@ class Cargo:
     Attributes:
         inputs: Where each placed input is: region, offset, bytes.
         outputs: The same for the room of each placed output.
+        asked: The outputs to ask for, if one has a place.
         names: What the server calls the regions.
     """
 
@@ -60,8 +61,8 @@ class Cargo:
         "_borrowed",
         "_leases",
         "_registrar",
-        "_room",
         "_views",
+        "asked",
         "inputs",
         "names",
         "outputs",
@@ -71,11 +72,11 @@ class Cargo:
         self._registrar = registrar
         self._leases: list[Lease] = []
         self._borrowed: list[tuple[Region, Array]] = []
-        self._room: Lease | None = None  # for outputs; among the leases
         self._views: dict[str, View] = {}
         self.inputs: dict[str, tuple[Region, int, int]] = {}
         self.outputs: dict[str, tuple[Region, int, int]] = {}
         self.names: dict[str, str] = {}
+        self.asked: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything is placed."""
@@ -95,22 +96,16 @@ class Cargo:
             self.inputs[name] = lease.region, lease.offset + begin, sizes[name]
 
     def reserve(self, lease: Lease, at: dict[str, int], sizes: dict[str, int]) -> None:
-        """Have outputs written to a slot, whose taker it is from now on."""
+        """Have outputs written to a slot, whose taker it is from now on.
+
+        ``sizes`` has those without a place, too.
+        """
+        self.asked = tuple(sizes)
         lease.filled()
         self._leases.append(lease)
-        self._room = lease
         for name, begin in at.items():
             self.outputs[name] = lease.region, lease.offset + begin, sizes[name]
             self._views[name] = partial(lease.view, begin)
-
-    def drop_outputs(self) -> None:
-        """Have outputs come in the message: nothing was sent, or it has ended."""
-        room, self._room = self._room, None
-        if room is not None:
-            self._leases.remove(room)
-            room.release()
-        self.outputs.clear()
-        self._views.clear()
 
     # --- sending --------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Loader:
             return True
         at, nbytes = layout(large.items())
         lease = await self._take(kind, nbytes, f"outputs of model {call.model!r}", call)
-        cargo.reserve(lease, at, large)
+        cargo.reserve(lease, at, sizes)
         return await self._named(lease.region, call, cargo)
 
     async def _take(self, kind: MemoryKind, nbytes: int, purpose: str, call: Call) -> Lease:

@@ -16,7 +16,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -254,27 +253,23 @@ class PlacedInvoker:
 
     async def _attempt(self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo) -> Reply | None:
         """Return the reply; ``None`` if it is to be tried again, or on the wire."""
-        known, sent = self._sizes.of(call, nbytes), call
+        known = self._sizes.of(call, nbytes)
         # Room first: without it, nothing is copied in vain.
         if wanted.outputs is not None and known is not None:
             sizes = known.of(call.rows)
             if not await self._loader.make_room(call, wanted.outputs, sizes, cargo):
                 return None
-            sent = replace(call, outputs=call.outputs or tuple(sizes))
         if wanted.inputs is not None and not await self._loader.load(call, wanted.inputs, cargo):
             return None
         if not cargo:
             return await self._by_wire(call, nbytes)
         self.tally.placed += 1
-        return await self._tried(call, nbytes, sent, cargo)
+        return await self._tried(call, nbytes, cargo)
 
-    async def _tried(self, call: Call, nbytes: int, sent: Call, cargo: Cargo) -> Reply | None:
-        """Send what is in place; ``None`` if it failed of something that was mended.
-
-        ``sent`` is the call with the outputs named that have a place.
-        """
+    async def _tried(self, call: Call, nbytes: int, cargo: Cargo) -> Reply | None:
+        """Send what is in place; ``None`` if it failed of something that was mended."""
         try:
-            return await self._send(sent, nbytes, cargo)
+            return await self._send(call, nbytes, cargo)
         except _StaleNameError:
             return None
         except SlotTooSmallError as error:
@@ -318,7 +313,8 @@ class PlacedInvoker:
 async def _message(call: Call, nbytes: int, cargo: Cargo) -> bytes:
     """Return the message of a call whose tensors are in place; the others are in it."""
     sent = await hosted(call, besides=cargo.inputs)
-    make = partial(encode_placed, sent, cargo.places(cargo.inputs), cargo.places(cargo.outputs))
+    inputs, outputs = cargo.places(cargo.inputs), cargo.places(cargo.outputs)
+    make = partial(encode_placed, sent, inputs, outputs, cargo.asked)
     carried = nbytes - sum([placed for _, _, placed in cargo.inputs.values()])
     if carried < LONG_NBYTES:
         return make()

@@ -17,6 +17,7 @@ mixed up in it (``True``, ``1`` and ``1.0`` are equal as keys).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from operator import attrgetter, countOf
 from typing import Any, Final, NoReturn, cast
 
@@ -93,8 +94,15 @@ def encode_small(call: Call, below_nbytes: int, stream_id: str | None = None) ->
     return encode_planned(call, plan, MAX_MESSAGE_NBYTES, stream_id)
 
 
-def encode_planned(call: Call, plan: Plan, limit: int, stream_id: str | None = None) -> bytes:
-    """Return the message of a plan, with the raw contents of the call's inputs.
+def encode_planned(
+    call: Call,
+    plan: Plan,
+    limit: int,
+    stream_id: str | None = None,
+    *,
+    inputs: Sequence[InputTensor] | None = None,
+) -> bytes:
+    """Return the message of a plan, with the raw contents of the call's inputs, or of some.
 
     Raises as :func:`encode_request`.
     """
@@ -113,7 +121,8 @@ def encode_planned(call: Call, plan: Plan, limit: int, stream_id: str | None = N
     elif call.request_id != "":
         pieces.append(_id_field(call, call.request_id))
         nbytes += len(pieces[-1])
-    for tensor, slot in zip(call.inputs, plan.slots, strict=True):
+    carried = call.inputs if inputs is None else inputs
+    for tensor, slot in zip(carried, plan.slots, strict=True):
         if slot.strings:
             nbytes += _add_strings(pieces, tensor, slot, call)
         else:

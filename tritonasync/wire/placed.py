@@ -15,7 +15,6 @@ Source: Triton's shared-memory extension of the KServe v2 protocol.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 
 from tritonasync.core.values import Array, Call, InputTensor
@@ -27,15 +26,17 @@ Places = Mapping[str, Place]
 """Where tensors are, by name."""
 
 
-def encode_placed(call: Call, inputs: Places, outputs: Places) -> bytes:
+def encode_placed(
+    call: Call, inputs: Places, outputs: Places, asked: tuple[str, ...] = ()
+) -> bytes:
     """Return the serialised ``ModelInferRequest`` of a call with tensors in shared memory.
 
     Args:
         call: What to send. Parts of placed inputs are not read: their elements are in place.
         inputs: Where inputs are; those not named travel in the message.
-        outputs: Where outputs are to be written; those not named come back in the message. They are
-            asked for by ``call.outputs``, or, if that is empty, all outputs that are named here are
-            asked for, and no others: name all, or have the call name them.
+        outputs: Where outputs are to be written; others come back in the message.
+        asked: The outputs to ask for, if the call does not name them; it must name all that have a
+            place. Empty for those that have one.
 
     Raises:
         InvalidInputError: As :func:`~tritonasync.wire.encode.encode_request`.
@@ -47,12 +48,12 @@ def encode_placed(call: Call, inputs: Places, outputs: Places) -> bytes:
             for tensor in call.inputs
         ]
     )
-    wanted = call.outputs or tuple(outputs)
+    wanted = call.outputs or asked or tuple(outputs)
     plan = _placed_plan(
         call.model, call.version, heads, tuple([(name, outputs.get(name)) for name in wanted])
     )
-    carried = tuple([tensor for tensor in call.inputs if tensor.name not in inputs])
-    return encode_planned(replace(call, inputs=carried), plan, MAX_MESSAGE_NBYTES)
+    carried = [tensor for tensor in call.inputs if tensor.name not in inputs]
+    return encode_planned(call, plan, MAX_MESSAGE_NBYTES, inputs=carried)
 
 
 @lru_cache(maxsize=1024)
