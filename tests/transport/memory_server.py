@@ -131,7 +131,8 @@ class MemoryServer(ScriptedServer):
             await event.wait()
         if "shared_memory_region" in place:
             begin = place["shared_memory_offset"].int64_param
-            data = region[begin : begin + place["shared_memory_byte_size"].int64_param]
+            end = begin + place["shared_memory_byte_size"].int64_param
+            data = bytes(region[begin:end])
         else:
             data = request.raw_input_contents[0]
         data = self.output(data)
