@@ -14,7 +14,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 CODE = ["tritonasync", "tests", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
 MATRIX = [
-    f"tests/{part}" for part in ("core", "wire", "processing", "handles", "batching", "transport")
+    f"tests/{part}"
+    for part in ("core", "wire", "memory", "processing", "handles", "batching", "transport")
 ]
 LOWEST = [f"{name}=={version}" for name, _, version in (
     dependency.partition(">=") for dependency in PROJECT["project"]["dependencies"]
@@ -43,7 +44,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, on the real server, and every snippet of the documentation."""
-    install_demo(session, "test")
+    install_demo(session, "test", "gpu")  # CuPy imports, and its arrays can be played, without one
     session.run("pytest", *session.posargs)
     if not session.posargs:
         _coverage_of_the_core(session)
