@@ -162,6 +162,7 @@ class TritonPool(HandleFactory):
             WrongContextError: No asyncio event loop is running (plain code, trio).
         """
         self._gate.open()
+        anyio.get_cancelled_exc_class()  # has anyio import its part for asyncio: 30 ms
         try:
             self._stages = Stages(self._options, self._gate)
         except BaseException:

@@ -13,9 +13,11 @@ belongs to the stage that started it, and :meth:`Stages.close` awaits them all.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from tritonasync.batching.batcher import MESSAGE_NBYTES, SHARED_NBYTES, Batcher
 from tritonasync.batching.splitter import Splitter
@@ -39,6 +41,8 @@ from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.gate import Gate
 from tritonasync.transport.shared import check_sharing
 from tritonasync.transport.statistics import EndpointStatistics
+
+_log: Final = logging.getLogger("tritonasync")
 
 
 def _of_no_kind() -> Mapping[MemoryKind, MemoryStatistics]:
@@ -160,8 +164,13 @@ class Stages:
     async def _remove(self, member: Member, backend: EndpointBackend, deadline: Deadline) -> None:
         await self._router.drain(member, deadline)
         backend.endpoint.link.removed = True
-        await backend.aclose(deadline)
-        self._held_by_removed += backend.held_regions()
+        await self._close_removed(backend, deadline)
+
+    async def _close_removed(self, backend: EndpointBackend, deadline: Deadline) -> None:
+        try:
+            await backend.aclose(deadline)
+        finally:
+            self._held_by_removed += backend.held_regions()
 
     def _removed(self, removal: asyncio.Task[None]) -> None:
         self._removals.pop(removal, None)
@@ -177,7 +186,10 @@ class Stages:
         for removal in late:
             removal.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(*[removals[removal].aclose(deadline) for removal in late])
+        closing = [self._close_removed(removals[removal], deadline) for removal in late]
+        for outcome in await asyncio.gather(*closing, return_exceptions=True):
+            if outcome is not None:
+                _log.error("closing a removed endpoint failed", exc_info=outcome)
 
     def controls(self) -> dict[str, Control]:
         """Return the administration calls of each endpoint, by target."""

@@ -237,3 +237,65 @@ async def test_all_who_come_while_a_region_is_made_find_room_in_others(store, me
     for lease in await asyncio.gather(*takers):
         lease.release()
     assert len(memory.sizes) == 4
+
+
+async def test_what_is_too_large_fails_alone(store):
+    large, small = await asyncio.gather(
+        take(store, 300 * K), take(store, 10 * K), return_exceptions=True
+    )
+    assert isinstance(large, MemoryExhaustedError)
+    small.release()
+
+
+async def test_while_others_wait_no_region_is_made(store, memory):
+    leases = [await take(store, 60 * K) for _ in range(4)]
+    waiting = asyncio.ensure_future(take(store, 60 * K, wait=True))
+    await asyncio.sleep(0.05)
+    made = len(memory.sizes)
+    with pytest.raises(MemoryExhaustedError):
+        await take(store, K)
+    assert len(memory.sizes) == made
+    for lease in leases:
+        lease.release()
+    (await waiting).release()
+
+
+async def test_who_takes_while_it_is_closed_is_refused_and_nothing_is_left(memory, tmp_path):
+    store = MemoryStore(POLICY, {"system": lambda: memory})
+    memory.gate = threading.Event()
+    takers = [asyncio.ensure_future(take(store, 60 * K)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    closing = asyncio.ensure_future(store.aclose())
+    await asyncio.sleep(0.01)
+    memory.gate.set()
+    await closing
+    outcomes = await asyncio.gather(*takers, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {PoolClosedError}
+    assert not regions_in(tmp_path)
+
+
+async def test_each_who_waits_for_the_probe_has_an_error_of_its_own(memory, monkeypatch):
+    def full(nbytes):
+        raise MemoryExhaustedError("full")
+
+    monkeypatch.setattr(memory, "create", full)
+    store = MemoryStore(POLICY, {"system": lambda: memory})
+    errors = await asyncio.gather(*[store.probe(NEVER) for _ in range(3)], return_exceptions=True)
+    assert len({id(error) for error in errors}) == 3
+    await store.aclose()
+
+
+def test_stock_is_halved_down_to_the_least(memory, monkeypatch):
+    made = memory.create
+
+    def scarce(nbytes):
+        if nbytes > 20 * K:
+            raise MemoryExhaustedError("full")
+        return made(nbytes)
+
+    monkeypatch.setattr(memory, "create", scarce)
+    stock = StockedMemory(memory)
+    stock.restock(64 * K, 1 * K)
+    region = stock.create(K)
+    assert region.nbytes == 16 * K
+    region.close()

@@ -74,12 +74,26 @@ async def test_each_region_and_each_registrar_has_a_name_of_its_own(registrar, t
     assert len(names) == 3
 
 
-async def test_two_targets_that_are_one_server_do_not_register_a_key_twice(registrar, table):
-    await registrar.name_for(REGION, NEVER)
+async def test_two_targets_that_are_one_server_share_a_name(registrar, table):
     async with scripted_registrar(table) as alias:
-        assert await alias.name_for(REGION, NEVER) is None
-        assert "another target" in alias.refusal("system")
-    assert len(table.regions) == 1
+        both = registrar.name_for(REGION, NEVER), alias.name_for(REGION, NEVER)
+        first, second = await asyncio.gather(*both)
+        assert first == second
+        assert table.count(REGISTER) == len(table.regions) == 1
+        assert not table.registered_twice
+        assert await registrar.release(REGION, NEVER)
+        alias.forgotten(REGION, second)  # as a call is told
+        assert await alias.name_for(REGION, NEVER) not in {None, second}
+    assert not table.regions
+
+
+async def test_a_key_that_is_somebody_elses_is_not_registered_again(registrar, table):
+    async with scripted_registrar(table) as stranger:
+        name = await stranger.name_for(REGION, NEVER)
+        table.regions["theirs"] = table.regions.pop(name)
+        assert await registrar.name_for(REGION, NEVER) is None
+        assert "as 'theirs'" in registrar.refusal("system")
+    assert table.count(REGISTER) == 1
 
 
 async def test_who_leaves_harms_nobody(registrar, table):

@@ -11,6 +11,7 @@ a copy, are gone, and the calls that they went with have ended.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,11 +24,9 @@ from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, UsageError
 from tritonasync.core.values import Array, MemoryKind
 from tritonasync.handles.signature import Signature
+from tritonasync.memory.arena import ALIGNMENT
 from tritonasync.memory.lease import Lease
 from tritonasync.memory.store import Order
-
-ALIGNMENT = 256
-
 
 Lend: TypeAlias = Callable[[Order], Awaitable[Lease]]
 """Where slots come from; raises as :meth:`MemoryStore.take`."""
@@ -123,10 +122,12 @@ class LeasedInputs(Mapping[str, Array]):
         inputs: What is in it.
     """
 
-    __slots__ = ("_arrays", "_lease")
+    __slots__ = ("__weakref__", "_arrays", "_release")
 
     def __init__(self, lease: Lease, inputs: Sequence[LentInput]) -> None:
-        self._lease = lease
+        # At the latest when nobody knows of them any more.
+        self._release = weakref.finalize(self, lease.release)
+        self._release.atexit = False
         self._arrays = {
             each.name: lease.view(each.at, each.shape, each.dtype, writable=True) for each in inputs
         }
@@ -144,7 +145,7 @@ class LeasedInputs(Mapping[str, Array]):
     def release(self) -> None:
         """Give the arrays back; those who still have one keep the room until they drop it."""
         self._arrays = {}
-        self._lease.release()
+        self._release()
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self.items())

@@ -33,19 +33,22 @@ class StockedMemory:
         """Make a region; blocks. To be called in a worker thread, one at a time.
 
         Args:
-            nbytes: Its size.
-            least: Its size if there is not so much.
+            nbytes: Its size; if there is not so much, half of it, and so on.
+            least: The least that it may have.
 
         Raises:
             MemoryExhaustedError: There is not even that.
         """
-        try:
-            region = self.upstream.create(nbytes)
-        except MemoryExhaustedError:
-            if least >= nbytes:
-                raise
-            region = self.upstream.create(least)
-        self._stock.append(region)
+        size = max(nbytes, least)
+        while True:
+            try:
+                self._stock.append(self.upstream.create(size))
+            except MemoryExhaustedError:
+                if size <= least:
+                    raise
+                size = max(size // 2, least)
+            else:
+                return
 
     def create(self, nbytes: int) -> Region:
         """Return a region that was made beforehand, of so many bytes at least.

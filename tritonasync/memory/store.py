@@ -14,7 +14,8 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Literal
@@ -23,7 +24,12 @@ import anyio.to_thread
 import numpy as np
 
 from tritonasync.core.deadline import NEVER, Deadline
-from tritonasync.core.errors import MemoryExhaustedError, MissingExtraError, PoolClosedError
+from tritonasync.core.errors import (
+    MemoryExhaustedError,
+    MissingExtraError,
+    PoolClosedError,
+    TritonError,
+)
 from tritonasync.core.offload import in_worker
 from tritonasync.core.policies import MemoryPolicy
 from tritonasync.core.ports import Memory, Region
@@ -74,6 +80,7 @@ class _Shelf:
         tracked = TrackedBlocks(CountedBlocks(self.arena), stacks=policy.stacks)
         self.lender = Lender(tracked, report_after_s=policy.report_after_s)
         self.stocking: asyncio.Task[None] | None = None
+        self.least = 0  # what that is to give at least
         self.bases: list[int] = []  # where regions begin, in order
         self.regions: list[Region] = []
 
@@ -100,6 +107,7 @@ class MemoryStore:
         self._closed = False
         self._look: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[Region] | None = None
+        self._turn = asyncio.Lock()
 
     # --- lending --------------------------------------------------------------------------------
 
@@ -134,10 +142,14 @@ class MemoryStore:
         shelf = self._shelf(kind)
         why: MemoryExhaustedError | None = None
         while why is None:
+            if self._closed:
+                raise PoolClosedError(f"{purpose}: the pool is closed")
             try:
                 return shelf.lender.take_nowait(nbytes, purpose)
-            except MemoryExhaustedError:
-                why = await self._restock(shelf, nbytes, deadline, model)
+            except MemoryExhaustedError as error:
+                # Where others wait there is no more to be had.
+                waiting = shelf.lender.wanted
+                why = error if waiting else await self._restock(shelf, nbytes, deadline, model)
         if wait:
             return await shelf.lender.take(nbytes, purpose, deadline, model)
         raise MemoryExhaustedError(
@@ -145,6 +157,26 @@ class MemoryStore:
             f"or raise MemoryPolicy(max_nbytes={self._policy.max_nbytes}). {why}",
             model=model,
         ) from why
+
+    @asynccontextmanager
+    async def turn(self, deadline: Deadline, model: str) -> AsyncGenerator[None]:
+        """Let one go on at a time of those who wait for several slots and keep what they have got.
+
+        What the others need who have all of theirs comes back; of two who each had a part, none
+        would ever get the rest.
+
+        Raises:
+            DeadlineExceededError: The deadline passed (stage ``"memory"``).
+        """
+        try:
+            async with asyncio.timeout(deadline.wait_s()):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise deadline.error("memory", model=model) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def probe(self, deadline: Deadline) -> Region:
         """Return a region of one page of the host's memory, for finding out what a server takes.
@@ -161,9 +193,13 @@ class MemoryStore:
             probing = self._probing = asyncio.get_running_loop().create_task(
                 in_worker(make, deadline=Deadline.after(60.0), model="")
             )
+            probing.add_done_callback(_seen)
         await asyncio.wait({probing}, timeout=deadline.wait_s())
         if not probing.done():
             raise deadline.error("memory")
+        error = probing.exception()
+        if isinstance(error, TritonError):
+            raise error.copy()
         return probing.result()
 
     async def lend(self, order: Order, default: MemoryKind) -> Lease:
@@ -209,20 +245,35 @@ class MemoryStore:
         self, shelf: _Shelf, nbytes: int, deadline: Deadline, model: str
     ) -> MemoryExhaustedError | None:
         """Have a region made, unless one is being made; return why there is no new one."""
-        if shelf.stocking is None or shelf.stocking.done():
-            least = shelf.arena.block_nbytes(nbytes)
-            make = partial(shelf.stock.restock, max(self._policy.region_nbytes, least), least)
-            shelf.stocking = asyncio.get_running_loop().create_task(
-                in_worker(make, deadline=Deadline.after(60.0), model=model)
-            )
-        stocking = shelf.stocking
-        await asyncio.wait({stocking}, timeout=deadline.wait_s())
-        if not stocking.done():
-            raise deadline.error("memory", model=model)
-        error = stocking.exception()
-        if error is None or isinstance(error, MemoryExhaustedError):
-            return error
-        raise error
+        least = shelf.arena.block_nbytes(nbytes)
+        while True:
+            stocking = shelf.stocking
+            if stocking is None or stocking.done():
+                stocking = self._stock(shelf, least, model)
+            wanted = shelf.least
+            await asyncio.wait({stocking}, timeout=deadline.wait_s())
+            if not stocking.done():
+                raise deadline.error("memory", model=model)
+            error = stocking.exception()
+            if isinstance(error, MemoryExhaustedError):
+                if wanted <= least:
+                    return error
+            elif isinstance(error, TritonError):
+                raise error.copy()
+            elif error is not None:
+                raise error
+            else:
+                return None
+
+    def _stock(self, shelf: _Shelf, least: int, model: str) -> asyncio.Task[None]:
+        size = max(self._policy.region_nbytes, least)
+        make = partial(shelf.stock.restock, size, least)
+        shelf.least = least
+        shelf.stocking = asyncio.get_running_loop().create_task(
+            in_worker(make, deadline=Deadline.after(60.0), model=model)
+        )
+        shelf.stocking.add_done_callback(_seen)
+        return shelf.stocking
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -275,15 +326,14 @@ class MemoryStore:
         if self._look is not None:
             self._look.cancel()
         for shelf in self._shelves.values():
-            if shelf.stocking is not None:
-                await asyncio.wait({shelf.stocking})
             await shelf.lender.aclose(deadline)
-            held = {*held, *[lease.region.name for lease in shelf.lender.unsettled()]}
-            if shelf.stock.kind == "system":
-                shelf.arena.close()
-                kept = []
-            else:  # which waits for the device
-                kept = await anyio.to_thread.run_sync(shelf.arena.close, held)
+            while shelf.stocking is not None and not shelf.stocking.done():
+                await asyncio.wait({shelf.stocking})
+            unsure = {*held, *[lease.region.name for lease in shelf.lender.unsettled()]}
+            keep = unsure if shelf.stock.kind == "cuda" else set[str]()
+            shelf.bases, shelf.regions = [], []
+            # Giving 64 MiB back takes 14 ms, and a device is waited for.
+            kept = await anyio.to_thread.run_sync(shelf.arena.close, keep)
             if kept:
                 _log.warning(
                     "%d bytes of a GPU's memory are not freed before the process ends: a server, "
@@ -295,6 +345,12 @@ class MemoryStore:
             await asyncio.wait({self._probing})
             if not self._probing.exception():
                 self._probing.result().close()
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Take note of a failure: those who wanted to know of it may all have left by then."""
+    if not task.cancelled():
+        task.exception()
 
 
 @cache

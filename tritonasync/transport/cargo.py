@@ -107,6 +107,14 @@ class Cargo:
             self.outputs[name] = lease.region, lease.offset + begin, sizes[name]
             self._views[name] = partial(lease.view, begin)
 
+    def unload(self) -> None:
+        """Give up what was taken: nothing was sent."""
+        self.release()
+        self._borrowed.clear()
+        for places in (self._views, self.inputs, self.outputs, self.names):
+            places.clear()
+        self.asked = ()
+
     # --- sending --------------------------------------------------------------------------------
 
     def regions(self) -> dict[str, Region]:

@@ -26,7 +26,9 @@ from tritonasync.core.errors import (
     MemoryExhaustedError,
     PlacementError,
     RegionNotFoundError,
+    ServerError,
     SlotTooSmallError,
+    TransportError,
 )
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.policies import MemoryPolicy
@@ -98,8 +100,9 @@ class PlacedInvoker:
         self._wire = wire
         self._gpu = gpu
         self._on_shared = on_shared
-        wait = self._insisted and policy.when_full == "wait"
-        self._loader = Loader(registrar, store, wait=wait)
+        self._loader = Loader(registrar, store, wait=False)
+        self._patient = Loader(registrar, store, wait=True)
+        self._waits = self._insisted and policy.when_full == "wait"
         self._sizes = LearnedSizes()
         self._said: set[str] = set()
         self._shared = False  # a call was answered by it
@@ -164,12 +167,36 @@ class PlacedInvoker:
         Raises:
             DeadlineExceededError: The call's deadline passed (stage ``"memory"``).
             PlacementError: It takes too long.
+            TransportError: Nobody answers any more.
         """
         if time.monotonic() - began > _PATIENCE_S:
             raise self._unplaceable(call, "the server's view of its regions keeps changing")
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(pauses, 10), _LONGEST_PAUSE_S)
         await asyncio.sleep(min(pause_s, call.deadline.remaining()))
         call.deadline.check("memory", model=call.model, endpoint=self._endpoint.target)
+        await self._check_presence(call)
+
+    async def _check_presence(self, call: Call) -> None:
+        """Ask the server whether it is there: of one that is gone no region comes back.
+
+        Raises:
+            TransportError: Nobody answers; another endpoint may. The model has not run.
+            DeadlineExceededError: The call's deadline passed.
+        """
+        try:
+            await self._endpoint.exchange(
+                "ServerLive",
+                b"",
+                call.deadline,
+                stage="memory",
+                model=call.model,
+                repeatable=True,
+            )
+        except ServerError:
+            return
+        except TransportError as error:
+            error.may_have_executed = False
+            raise
 
     async def _by_wire(self, call: Call, nbytes: int) -> Reply:
         reply = await self._wire(await hosted(call))
@@ -253,18 +280,33 @@ class PlacedInvoker:
 
     async def _attempt(self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo) -> Reply | None:
         """Return the reply; ``None`` if it is to be tried again, or on the wire."""
-        known = self._sizes.of(call, nbytes)
-        # Room first: without it, nothing is copied in vain.
-        if wanted.outputs is not None and known is not None:
-            sizes = known.of(call.rows)
-            if not await self._loader.make_room(call, wanted.outputs, sizes, cargo):
-                return None
-        if wanted.inputs is not None and not await self._loader.load(call, wanted.inputs, cargo):
+        try:
+            loaded = await self._load(call, nbytes, wanted, cargo, self._loader)
+        except MemoryExhaustedError:
+            if not self._waits:
+                raise
+            # Not with a part of what it needs: all others may have theirs, and none would go on.
+            cargo.unload()
+            async with self._store.turn(call.deadline, call.model):
+                loaded = await self._load(call, nbytes, wanted, cargo, self._patient)
+        if not loaded:
             return None
         if not cargo:
             return await self._by_wire(call, nbytes)
         self.tally.placed += 1
         return await self._tried(call, nbytes, cargo)
+
+    async def _load(
+        self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo, loader: Loader
+    ) -> bool:
+        """Take slots and fill them; return whether that could be done."""
+        known = self._sizes.of(call, nbytes)
+        # Room first: without it, nothing is copied in vain.
+        if wanted.outputs is not None and known is not None:
+            sizes = known.of(call.rows)
+            if not await loader.make_room(call, wanted.outputs, sizes, cargo):
+                return False
+        return wanted.inputs is None or await loader.load(call, wanted.inputs, cargo)
 
     async def _tried(self, call: Call, nbytes: int, cargo: Cargo) -> Reply | None:
         """Send what is in place; ``None`` if it failed of something that was mended."""

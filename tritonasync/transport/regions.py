@@ -33,10 +33,10 @@ _METHODS: Final[dict[MemoryKind, str]] = {
 """How the methods and messages of a kind begin."""
 
 _HANDLE_NBYTES: Final = 64
+"""The size of a ``cudaIpcMemHandle_t``. The server copies so many without looking."""
 
 _ALIKE: Final[Mapping[int, int]] = MappingProxyType({})
 """The server counts its GPUs as this process does."""
-"""The size of a ``cudaIpcMemHandle_t``. The server copies so many without looking."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Registrar:
         self._server = 0  # counts them: one that was restarted is another
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._over = False  # nobody awaits a task any more
 
     @property
     def target(self) -> str:
@@ -230,6 +231,7 @@ class Registrar:
                 self._withdraw(entry)
                 entry.news.set()
         await _wait([entry.withdrawal for entry in entries], deadline)
+        self._over = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -350,7 +352,7 @@ class Registrar:
         """Have a region unregistered, by a task of its own."""
         entry.apply(Event.WITHDRAW)
         self._names.pop(entry.region.name, None)
-        if entry.withdrawal is None:
+        if entry.withdrawal is None and not self._over:
             entry.withdrawal = self._start(self._unregister(entry))
 
     async def _unregister(self, entry: Registration) -> None:

@@ -156,7 +156,10 @@ _INTERNAL: Final = (
         ModelUnhealthyError,
         "unload it (wait=False, for it never ends) and load it",
     ),  # seen
-    _rule("^shared memory size .* should be at least \\d+ bytes", SlotTooSmallError),  # seen
+    _rule(
+        "^(in ensemble .*?, )?shared memory size .* should be at least \\d+ bytes",
+        SlotTooSmallError,
+    ),  # seen
     _rule("^unable to open shared memory region", RegionInvalidError),  # seen
     _rule("^cannot unregister shared memory region", RegionInvalidError),
     _rule("^unable to parse request$", InvalidRequestError),  # seen
@@ -189,11 +192,11 @@ _TABLE: Final[dict[str, tuple[_Rule, ...]]] = {
     # The deadline given to gRPC lies far beyond the caller's: nobody answered for minutes.
     "DEADLINE_EXCEEDED": (_rule(None, ConnectionLostError, "no answer came at all"),),
     "CANCELLED": (
-        _rule("channel closed|locally cancelled", ConnectionLostError, _LOST),
+        _rule("channel closed|locally cancelled|^received rst_stream", ConnectionLostError, _LOST),
         _rule(None, ModelFailedError),  # a python model may answer with this code
     ),
     "UNKNOWN": (
-        _rule("stream removed", ConnectionLostError, _LOST),
+        _rule("stream removed|^received rst_stream", ConnectionLostError, _LOST),
         _rule(None, ModelFailedError),
     ),
 }

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.offload import LONG_NBYTES, in_worker
-from tritonasync.core.values import Call, Reply
+from tritonasync.core.values import Array, Call, Reply
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.wire.decode import NOWHERE, View, decode_response
 from tritonasync.wire.encode import encode_request, encode_small
@@ -27,6 +29,9 @@ outputs are views, made in microseconds whatever their size."""
 _DATATYPE_BYTES: Final = b"BYTES"
 _HEAD_NBYTES: Final = 4096
 """How much of an answer is searched for that word; a miss costs time in the loop, and no more."""
+
+
+_NOTHING: Final = np.empty(0, np.uint8)
 
 
 class UnaryInvoker:
@@ -76,13 +81,34 @@ async def read_answer(
     try:
         if len(answer) < LONG_STRINGS_NBYTES or _DATATYPE_BYTES not in answer[:_HEAD_NBYTES]:
             return decode_response(answer, placed=placed)
-        return await in_worker(
-            partial(decode_response, answer, placed=placed),
-            deadline=call.deadline,
-            model=call.model,
-        )
+        return await _read_in_worker(answer, call, placed)
     except ProtocolError as error:
         raise blame(error, call, target) from error
+
+
+async def _read_in_worker(answer: bytes, call: Call, placed: Mapping[str, View]) -> Reply:
+    """Read an answer beside the event loop, in which the views of slots must be made."""
+    seen: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    later = {name: partial(_later, seen, name) for name in placed}
+    read = partial(decode_response, answer, placed=later)
+    reply = await in_worker(read, deadline=call.deadline, model=call.model)
+    for name, (shape, dtype) in seen.items():
+        try:
+            reply.outputs[name] = placed[name](shape, dtype)
+        except ValueError as error:  # larger than its place
+            raise ProtocolError(f"output {name!r}: {error}", model=call.model) from error
+    return reply
+
+
+def _later(
+    seen: dict[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Array:
+    """Take note of what is to be seen in a place."""
+    seen[name] = shape, dtype
+    return _NOTHING
 
 
 def blame(error: ProtocolError, call: Call, target: str) -> ProtocolError:
