@@ -136,11 +136,16 @@ class Stages:
             memory=options.memory,
             sharing=options.shared_memory,
             on_shared=self._note_shared,
+            outputs_of=self._outputs_of,
         )
         # The server may be another one by now, with other models.
         backend.watch_reconnections(self.catalog.refresh)
         self._backends[target] = backend
         self._router.fleet.add(backend, weight=spec.weight)
+
+    def _outputs_of(self, model: str, version: str) -> tuple[str, ...] | None:
+        spec = self.catalog.known(model, version)
+        return None if spec is None else tuple([output.name for output in spec.outputs])
 
     def _note_shared(self) -> None:
         """Take note that a call went by shared memory: batches may be larger."""

@@ -1,8 +1,8 @@
 """The long campaign: ``nox -s soak``, or ``python -m tests.faults.soak [part …]``.
 
 Each part prints what it found and fails by raising. What takes seconds in ``tests/faults`` takes
-minutes here: servers die and come back for a while, 200,000 calls are abandoned, and as many
-requests on streams, and a million answered.
+minutes here: servers die and come back for a while, also under 100,000 calls by shared memory,
+200,000 calls are abandoned, and as many requests on streams, and a million answered.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import itertools
 import random
 import statistics
 import time
@@ -22,6 +23,7 @@ import numpy as np
 import psutil
 from anyio import to_thread
 
+from tests.faults import shared
 from tests.faults.load import Load, server, until_healthy
 from tests.faults.test_streams import abandon, ident, repeat, serve
 from tritonasync import BatchPolicy, TritonPool
@@ -80,6 +82,65 @@ async def _deaths(servers: list[EmbeddedTriton], batching: BatchPolicy | None, s
             f"{routing.retries:,} retries, {routing.over_budget} over the budget"
         )
         await _settle(before, "deaths", slack=40)
+
+
+async def sharing(calls: int = 100_000) -> None:
+    """Two servers are killed in turn under calls by shared memory: no wrong byte, nothing left."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(shared.server()) for _ in range(2)]
+        for batching, insisted in ((BatchPolicy(), False), (None, True)):
+            await _sharing(servers, batching, calls // 2, insisted=insisted)
+
+
+async def _sharing(
+    servers: list[EmbeddedTriton], batching: BatchPolicy | None, calls: int, *, insisted: bool
+):
+    chance = random.Random(6)
+    urls = [triton.grpc_url for triton in servers]
+    health = HealthPolicy(ejection_s=0.2, slow_start_s=0.5)
+    way = "system" if insisted else "auto"
+    before: dict[str, float] = {}
+    async with TritonPool(urls, batching=batching, health=health, shared_memory=way) as pool:
+        async with shared.SharedLoad(pool, remember=False, most=calls // 20) as warm:
+            await warm.finished()
+        before = _resources()
+        async with shared.SharedLoad(pool, remember=False, most=calls) as load:
+            deaths = await _kill_until(lambda: load.tally.sent >= calls, servers, pool, chance)
+            await load.finished()
+        load.tally.check()
+        await shared.until_empty(pool)
+        kept = [name for url in urls for name in await shared.names_on(url)]
+        assert len(kept) <= len(urls) * shared.system(pool).regions
+        memory = shared.system(pool)
+        print(
+            f"  {'insisted' if insisted else 'batched'}: {load.tally.sent:,} calls over {deaths} "
+            f"deaths, all answered, rightly; slowest {load.tally.slowest_s:.2f} s; "
+            f"{sum(shared.placed(pool)):,} requests by shared memory, {memory.takes:,} slots of "
+            f"{memory.regions} regions"
+        )
+        await _settle(before, "sharing", slack=100)
+    assert shared.own_files() == []
+    for url in urls:
+        assert await shared.names_on(url) == []
+
+
+async def _kill_until(
+    over: Callable[[], bool],
+    servers: list[EmbeddedTriton],
+    pool: TritonPool,
+    chance: random.Random,
+) -> int:
+    """Kill one server after the other until it is over; return how often."""
+    for deaths in itertools.count():
+        if over():
+            return deaths
+        triton = servers[deaths % len(servers)]
+        await asyncio.sleep(chance.uniform(0.1, 0.6))
+        await to_thread.run_sync(triton.kill)
+        await asyncio.sleep(chance.uniform(0, 0.6))
+        await to_thread.run_sync(triton.start)
+        await until_healthy(pool)
+    raise AssertionError
 
 
 async def abandonment(calls: int = 100_000) -> None:
@@ -244,6 +305,7 @@ async def _quiet(pool: TritonPool) -> None:
 
 PARTS: dict[str, Callable[[], Awaitable[None]]] = {
     "deaths": deaths,
+    "sharing": sharing,
     "abandonment": abandonment,
     "streams": streams,
     "million": million,

@@ -52,8 +52,13 @@ class Client:
     def __init__(self, server, policy=SMALL, sharing="auto"):
         self.server = server
         self.store = MemoryStore(policy)
+        self.outputs = ("OUT",)  # of the signature
         self.backend = EndpointBackend(
-            make_endpoint(server.target), store=self.store, memory=policy, sharing=sharing
+            make_endpoint(server.target),
+            store=self.store,
+            memory=policy,
+            sharing=sharing,
+            outputs_of=lambda *_: self.outputs,
         )
 
     async def __call__(self, *parts, **fields):
@@ -247,11 +252,37 @@ async def test_an_output_that_never_fits_is_an_error(client, server):
 
 async def test_a_model_with_other_outputs_than_before_is_asked_for_all(client, server):
     server.output_name = "OTHER"
-    reply = await client(rows())
-    assert (reply.outputs["OTHER"] == rows()).all()
-    assert [bool(request.outputs) for request in server.requests] == [True, False]
+    for _ in range(2):
+        reply = await client(rows())
+        assert (reply.outputs["OTHER"] == rows()).all()
+    assert [bool(request.outputs) for request in server.requests] == [True, False, False]
+    client.outputs = ("OTHER",)  # the signature was asked for anew
     await client(rows())
-    assert server.requests[2].outputs[0].name == "OTHER"
+    assert server.requests[3].outputs[0].name == "OTHER"
+
+
+async def test_all_outputs_of_the_signature_are_asked_for_whatever_came_before(client, server):
+    client.outputs = ("OUT", "SOMETIMES")
+    server.silent = {"SOMETIMES"}
+    reply = await client(rows())
+    assert [output.name for output in server.requests[0].outputs] == ["OUT", "SOMETIMES"]
+    assert placed(server.requests[0].outputs[0])
+    assert not placed(server.requests[0].outputs[1])
+    assert list(reply.outputs) == ["OUT"]
+
+
+async def test_without_a_signature_outputs_come_in_the_message(client, server):
+    client.outputs = None
+    await client(rows())
+    assert placed(server.requests[0].inputs[0])
+    assert not server.requests[0].outputs
+
+
+async def test_a_view_in_another_byte_order_is_put_in_the_wires(client, server):
+    first = await client(rows(4))
+    swapped = first.outputs["OUT"].view(">f4")
+    reply = await client(swapped)
+    assert (reply.outputs["OUT"] == rows(4).view(">f4").astype("<f4")).all()
 
 
 async def test_a_wrong_request_is_refused_once_where_the_user_named_the_outputs(client, server):

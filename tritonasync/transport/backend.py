@@ -22,6 +22,7 @@ from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import TEARDOWN_S, Endpoint
 from tritonasync.transport.loading import hosted
 from tritonasync.transport.placement import Sharing
+from tritonasync.transport.places import OutputNames
 from tritonasync.transport.shared import Shared, may_share
 from tritonasync.transport.statistics import EndpointStatistics
 from tritonasync.transport.streamed import OneResponse, StreamedInvoker
@@ -39,6 +40,11 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+def _unknown(model: str, version: str) -> None:
+    """Know no outputs."""
+    del model, version
+
+
 class EndpointBackend:
     """A server behind an :class:`Endpoint` (a :class:`~tritonasync.core.ports.Backend`).
 
@@ -50,6 +56,7 @@ class EndpointBackend:
         memory: How much of it, and from what size on.
         sharing: Which kind.
         on_shared: Called when the first call goes by shared memory.
+        outputs_of: Tells the outputs of a model; without, they come in messages.
 
     Attributes:
         endpoint: The endpoint.
@@ -68,6 +75,7 @@ class EndpointBackend:
         memory: MemoryPolicy = _MEMORY,
         sharing: Sharing = "off",
         on_shared: Callable[[], None] = _nothing,
+        outputs_of: OutputNames = _unknown,
     ) -> None:
         self.endpoint = endpoint
         self.control = Control(endpoint)
@@ -90,6 +98,7 @@ class EndpointBackend:
                 wire=self._on_wire,
                 control=self.control,
                 on_shared=on_shared,
+                outputs_of=outputs_of,
             )
             self.infer = self._shared.infer
 

@@ -9,17 +9,20 @@ is handed to the registrar, which lets go of it when the server surely does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from tritonasync.core.ports import Region
 from tritonasync.core.values import Array
+from tritonasync.memory.arena import ALIGNMENT
 from tritonasync.memory.lease import Lease
 from tritonasync.transport.registrar import Registrar
 from tritonasync.wire.decode import View
 from tritonasync.wire.messages import Place
-
-ALIGNMENT = 256
 
 
 def layout(sizes: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
@@ -30,6 +33,16 @@ def layout(sizes: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
         at[name] = end
         end += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return at, end
+
+
+def _view(
+    lease: Lease, begin: int, room: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """Return an output's array, within its own room."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > room:
+        raise ValueError(f"{nbytes} bytes of shape {shape} are not in a place of {room}")
+    return lease.view(begin, shape, dtype)
 
 
 class _Borrowed:
@@ -105,7 +118,7 @@ class Cargo:
         self._leases.append(lease)
         for name, begin in at.items():
             self.outputs[name] = lease.region, lease.offset + begin, sizes[name]
-            self._views[name] = partial(lease.view, begin)
+            self._views[name] = partial(_view, lease, begin, sizes[name])
 
     def unload(self) -> None:
         """Give up what was taken: nothing was sent."""

@@ -51,14 +51,15 @@ class Loader:
         for tensor in call.inputs:
             if tensor.name not in sizes:
                 continue
-            place = self._store.find(tensor.parts[0]) if len(tensor.parts) == 1 else None
+            # As the wire has it: what had to be put in its order does not lie there any more.
+            parts = contents(tensor, call)
+            place = self._store.find(parts[0]) if len(parts) == 1 else None
             if place is None or place[0].kind != kind:
                 copied.append(tensor)
             elif not await self._named(place[0], call, cargo):
                 return False
             else:
-                (part,) = contents(tensor, call)
-                cargo.borrow(tensor.name, part, *place)
+                cargo.borrow(tensor.name, parts[0], *place)
         if not copied:
             return True
         at, nbytes = layout([(tensor.name, sizes[tensor.name]) for tensor in copied])

@@ -7,7 +7,6 @@ report. Refuses to know: how a call is placed (``placed``), other endpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, DeviceError, MissingExtraError
@@ -20,6 +19,7 @@ from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.placed import Infer, PlacedInvoker
 from tritonasync.transport.placement import Sharing
+from tritonasync.transport.places import OutputNames, Places
 from tritonasync.transport.regions import RegionControl
 from tritonasync.transport.registrar import Registrar
 from tritonasync.transport.statistics import SharingReport
@@ -60,6 +60,7 @@ class Shared:
         wire: How a call goes that has nothing in shared memory.
         control: Asked for the configuration of models.
         on_shared: Called when the first call goes by shared memory.
+        outputs_of: Tells the outputs of a model.
 
     Attributes:
         registrar: The regions that the server knows.
@@ -76,27 +77,33 @@ class Shared:
         wire: Infer,
         control: Control,
         on_shared: Callable[[], None],
+        outputs_of: OutputNames,
     ) -> None:
         self._store = store
         self._control = control
         self._on_gpu: dict[tuple[str, str], bool] = {}
         self.registrar = Registrar(RegionControl(endpoint, policy.devices))
-        self._placed = PlacedInvoker(
-            endpoint,
+        self._places = Places(
             self.registrar,
             store,
             policy=policy,
             sharing=sharing,
-            wire=wire,
             gpu=self._gpu,
+            outputs_of=outputs_of,
+        )
+        placed = PlacedInvoker(
+            endpoint,
+            self.registrar,
+            store,
+            self._places,
+            wait=self._places.insisted and policy.when_full == "wait",
+            wire=wire,
             on_shared=on_shared,
         )
-        self.infer = self._placed.infer
+        self.infer = placed.infer
 
     async def _gpu(self, call: Call) -> bool:
         """Return whether the server, and the model, can use this process's GPU memory."""
-        if self.registrar.refusal("cuda") is not None:
-            return False
         key = call.model, call.version
         known = self._on_gpu.get(key)
         if known is None:
@@ -113,11 +120,12 @@ class Shared:
     def restarted(self) -> None:
         """Take note that the server may be another process, with other models."""
         self._on_gpu.clear()
+        self._places.restarted()
         self.registrar.restarted()
 
     def report(self) -> SharingReport:
         """Return what was shared so far."""
-        return replace(self._placed.tally)
+        return self._places.report()
 
     async def aclose(self, deadline: Deadline) -> None:
         """Have the server let go of all regions, as far as the deadline allows."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tritonasync.transport.choice import TransportChoice
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SharingReport:
     """What an endpoint's calls had in shared memory.
 
