@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from tritonasync.core.errors import PoolClosedError
 from tritonasync.handles.stream import ResponseStream
 from tritonasync.loop_thread import LoopThread
+from tritonasync.memory.device import as_device_array, is_device_array
 
 _P = ParamSpec("_P")
 _M = TypeVar("_M")
@@ -92,6 +93,18 @@ class BlockingStream(Facade[ResponseStream[_T_co]]):
         self.close()
 
 
+def _here(value: object) -> object:
+    """Return an argument with a GPU's arrays brought in: their stream is the caller's thread's."""
+    if is_device_array(value):
+        return as_device_array(value)
+    if type(value) is not dict:
+        return value
+    named = cast("dict[object, object]", value)
+    if not any(map(is_device_array, named.values())):
+        return named
+    return {name: _here(each) for name, each in named.items()}
+
+
 def waiting(
     method: Callable[Concatenate[_S, _P], Coroutine[object, object, _R]],
 ) -> Callable[Concatenate[Facade[_S], _P], _R]:
@@ -100,8 +113,9 @@ def waiting(
     @wraps(method)
     def call(self: Facade[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
-        bound: Callable[_P, Coroutine[object, object, _R]] = getattr(inner, call.__name__)
-        return thread.call(bound, *args, **kwargs)
+        bound: Callable[..., Coroutine[object, object, _R]] = getattr(inner, call.__name__)
+        named = {name: _here(value) for name, value in kwargs.items()}
+        return thread.call(partial(bound, *map(_here, args), **named))
 
     return call
 
@@ -129,7 +143,8 @@ def streaming(
     @wraps(method)
     def call(self: Facade[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> BlockingStream[_R]:
         thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
-        bound: Callable[_P, ResponseStream[_R]] = getattr(inner, call.__name__)
-        return BlockingStream(thread, bound(*args, **kwargs))
+        bound: Callable[..., ResponseStream[_R]] = getattr(inner, call.__name__)
+        named = {name: _here(value) for name, value in kwargs.items()}
+        return BlockingStream(thread, bound(*map(_here, args), **named))
 
     return call

@@ -82,6 +82,8 @@ class Stages:
         self._backends: dict[str, EndpointBackend] = {}
         self._store = MemoryStore(options.memory)
         self._held_by_removed: list[str] = []  # regions that removed servers may still have
+        # Several batches, with their outputs, are in memory at a time.
+        self._shared_nbytes = min(SHARED_NBYTES, options.memory.max_nbytes // 8)
         self._shares = False  # whether calls were placed in shared memory
         self._removals: dict[asyncio.Task[None], EndpointBackend] = {}
         self._router = Router(options.retry, options.health, prefer_near=options.prefer_loopback)
@@ -105,7 +107,7 @@ class Stages:
             policy,
             self._answers_by,
             lambda: router.fleet.width,
-            nbytes=lambda: SHARED_NBYTES if self._shares else MESSAGE_NBYTES,
+            nbytes=lambda: self._shared_nbytes if self._shares else MESSAGE_NBYTES,
         )
         limit = min(policy.max_rows or policy.max_queued_rows, policy.max_queued_rows)
         splitter = Splitter(batcher, catalog, max_rows=limit, max_out_rows=policy.max_queued_rows)
@@ -221,6 +223,7 @@ class Stages:
         await self._gate.close(deadline)
         if batcher is not None:
             await batcher.drain(deadline)
+        self._store.stop()  # who waits for room still has used up the time
         await self.catalog.aclose()
         await self._router.stop()
         await self._end_removals(deadline)

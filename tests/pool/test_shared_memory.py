@@ -2,18 +2,23 @@
 
 import asyncio
 import gc
+import os
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from tritonasync import (
+    BatchPolicy,
+    DeadlineExceededError,
     InvalidInputError,
     LeasedInputs,
     MemoryExhaustedError,
     MemoryPolicy,
+    PoolClosedError,
     TritonPool,
     UsageError,
+    WrongContextError,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -212,3 +217,46 @@ def test_a_blocking_pool_lends_too(server):
         assert (out["OUTPUT0"] == 7).all()
         assert pool.statistics().memory["system"].copies == 0
         del out
+
+
+async def test_a_batch_that_is_too_large_for_the_memory_goes_in_parts(server):
+    policy = MemoryPolicy(max_nbytes=4 << 20, region_nbytes=4 << 20)
+    batching = BatchPolicy(max_nbytes=8 << 20)
+    async with TritonPool(
+        server.grpc_url, shared_memory="system", memory=policy, batching=batching
+    ) as pool:
+        model, sent = pool.model("ident_image"), images(24)
+        replies = await asyncio.gather(*[model.one(INPUT0=image, copy=True) for image in sent])
+        for reply, image in zip(replies, sent, strict=True):
+            assert (reply["OUTPUT0"] == image).all()
+
+
+async def test_a_pool_that_shares_none_says_so_in_time_when_room_is_waited_for(server):
+    policy = MemoryPolicy(max_nbytes=4 << 20, region_nbytes=4 << 20)
+    async with TritonPool(
+        server.grpc_url, shared_memory="system", memory=policy, close_timeout_s=0.5
+    ) as pool:
+        model = pool.model("ident_image")
+        lease = model.lease(6)
+        slot = await lease.__aenter__()
+        calls = [asyncio.ensure_future(model(INPUT0=images(2))) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        began = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began < 3
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {PoolClosedError, DeadlineExceededError}
+    slot.release()
+
+
+def test_a_forked_child_has_no_use_of_a_slot(server):
+    with TritonPool.blocking(server.grpc_url) as pool, pool.model("ident_image").lease(1) as slot:
+        slot["INPUT0"].fill(1)
+        child = os.fork()
+        if not child:
+            try:
+                slot["INPUT0"].fill(2)
+            except WrongContextError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert (slot["INPUT0"] == 1).all()

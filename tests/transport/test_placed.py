@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,7 @@ from tritonasync.core.errors import (
     MemoryExhaustedError,
     ModelFailedError,
     PlacementError,
+    PoolClosedError,
     SlotTooSmallError,
 )
 from tritonasync.core.policies import MemoryPolicy
@@ -494,3 +496,37 @@ async def test_many_whose_outputs_outgrow_their_slots_at_once_are_all_answered(c
     replies = await asyncio.gather(*[client(rows(1, i)) for i in range(8)])
     for i, reply in enumerate(replies):
         assert (reply.outputs["OUT"][0] == np.tile(rows(1, i)[0], 3)).all()
+
+
+async def test_who_waits_for_room_does_not_hold_up_closing(connect):
+    client = connect(sharing="system")
+    await client(rows())
+    kept = [await client(rows(1, i)) for i in range(31)]
+    waiting = asyncio.ensure_future(client(rows()))
+    await until(lambda: client.memory.waiting == 1)
+    client.store.stop()
+    with pytest.raises(PoolClosedError):
+        await waiting
+    del kept, waiting
+
+
+async def test_what_fits_but_for_its_outputs_has_them_in_the_message(connect, server):
+    client = connect(sharing="system")
+    server.output = lambda data: data * 20
+    server.shape_of = lambda data: [1, len(data) // 4]
+    for _ in range(2):
+        reply = await client(rows(1), deadline=Deadline.after(5))
+    assert reply.outputs["OUT"].nbytes == 20 * ROW
+    del reply
+    server.output, server.shape_of = (lambda data: data), None
+    wide = call_of(rows(15))  # half of the memory; its outputs are expected to take much more
+    client.backend._shared._places.sizes.grow(wide, 15 * ROW + 100, "OUT", 15 * 40 * ROW)
+    reply = await client.backend.infer(replace(wide, deadline=Deadline.after(5)))
+    assert (reply.outputs["OUT"] == rows(15)).all()
+    assert placed(server.requests[-1].inputs[0])
+
+
+async def test_what_never_fits_is_told_at_once(connect):
+    client = connect(sharing="system")
+    with pytest.raises(MemoryExhaustedError, match="max_nbytes=1048576"):
+        await client(rows(40), deadline=Deadline.after(5))

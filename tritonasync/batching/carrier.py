@@ -27,6 +27,7 @@ from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     InvalidInputError,
     InvalidRequestError,
+    MemoryExhaustedError,
     MessageTooLargeError,
     ModelFailedError,
     ModelUnhealthyError,
@@ -40,6 +41,7 @@ from tritonasync.core.values import Call, ModelSpec
 _ONE_ROWS_FAULT: Final = (
     InvalidInputError,  # while the message was built: a string that is none, say
     InvalidRequestError,
+    MemoryExhaustedError,  # where shared memory is insisted on, and the batch is too large for it
     MessageTooLargeError,
     ModelFailedError,
 )

@@ -16,6 +16,7 @@ import numpy as np
 
 from tritonasync.core.errors import InvalidInputError, ProtocolError
 from tritonasync.core.values import Array, Call, InputTensor, Reply
+from tritonasync.memory.device import as_host
 
 
 def sizes(rows: int, limit: int) -> list[int]:
@@ -117,7 +118,8 @@ def _joined(call: Call, name: str, parts: Sequence[Call], replies: Sequence[Repl
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         got = ", ".join(sorted({f"{a.dtype}{list(a.shape[1:])}" for a in arrays}))
         raise _unjoinable(call, name, f"its rows are not alike in all replies: {got}")
-    return np.concatenate(arrays)
+    # Of a GPU, or of both sides: whoever wants them there moves the whole.
+    return np.concatenate(as_host(arrays))
 
 
 def _unjoinable(call: Call, name: str, reason: str) -> ProtocolError:

@@ -223,7 +223,7 @@ class MemoryPolicy:
     report_after_s: float = 60.0
     stacks: bool = False
     device_id: int = 0
-    devices: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    devices: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def __post_init__(self) -> None:
         for name in ("max_nbytes", "region_nbytes", "min_nbytes"):
@@ -237,7 +237,7 @@ class MemoryPolicy:
                 f"MemoryPolicy: region_nbytes={self.region_nbytes} is above "
                 f"max_nbytes={self.max_nbytes}"
             )
-        if self.when_full not in {"wait", "raise"}:
+        if self.when_full not in ("wait", "raise"):
             raise ConfigurationError(
                 f"MemoryPolicy: when_full is 'wait' or 'raise', not {self.when_full!r}"
             )

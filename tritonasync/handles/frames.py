@@ -22,6 +22,7 @@ from tritonasync.core.values import Array, TensorSpec
 from tritonasync.handles.binding import Binding
 from tritonasync.handles.conversion import is_array
 from tritonasync.handles.slot import shape_text
+from tritonasync.memory.device import as_host, is_device_array
 from tritonasync.processing.images import (
     FloatImage,
     Letterbox,
@@ -202,6 +203,8 @@ def work_nbytes(images: object, canvas: Canvas) -> int:
 
 
 def _each(images: object, canvas: Canvas) -> Iterable[object]:
+    if is_device_array(images):
+        images = as_host([images])[0]
     if has_array(images):
         return _batch(np.asarray(images), canvas)
     if isinstance(images, (str, bytes)) or _is_masked(images) or not isinstance(images, Iterable):
@@ -232,6 +235,8 @@ def _batch(array: Array, canvas: Canvas) -> Array:
 
 
 def _frame(image: object, canvas: Canvas, index: int) -> Array:
+    if is_device_array(image):
+        image = as_host([image])[0]
     if not has_array(image):
         kind = type(image).__name__
         raise canvas.refuse(f"image {index}: expected an array or a Pillow image, got {kind}")

@@ -11,11 +11,12 @@ a copy, are gone, and the calls that they went with have ended.
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, SupportsIndex, TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from tritonasync.handles.signature import Signature
 from tritonasync.memory.arena import ALIGNMENT
 from tritonasync.memory.lease import Lease
 from tritonasync.memory.store import Order
+
+_BYTE: Final = np.dtype(np.uint8)
 
 Lend: TypeAlias = Callable[[Order], Awaitable[Lease]]
 """Where slots come from; raises as :meth:`MemoryStore.take`."""
@@ -57,7 +60,10 @@ def slots_of(
     Raises:
         InvalidInputError: Rows or shapes do not fit the model.
     """
-    spec, given = signature.spec, dict(shapes or {})
+    spec = signature.spec
+    if not isinstance(shapes, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _refusal(spec.name, f"shapes maps names of inputs to shapes, not {shapes!r}")
+    given = dict(shapes or {})
     _check_rows(signature, rows)
     lent: list[LentInput] = []
     end = 0
@@ -76,7 +82,8 @@ def slots_of(
                 f"wanted, shapes={{{name!r}: (…)}}"
             )
         if item == () or not slot.takes_item(item):
-            raise slot.refuse(f"expected shape {slot.shape_text(item=True)}, got {list(item)}")
+            got = asked if asked is None else repr(asked)
+            raise slot.refuse(f"expected shape {slot.shape_text(item=True)}, got {got}")
         shape = item if rows is None else (rows, *item)
         lent.append(LentInput(name, shape, slot.dtype, end))
         end += -(-math.prod(shape) * slot.dtype.itemsize // ALIGNMENT) * ALIGNMENT
@@ -102,9 +109,13 @@ def _check_rows(signature: Signature, rows: int | None) -> None:
         )
 
 
-def _checked(shape: Sequence[int]) -> tuple[int, ...]:
-    axes = tuple(shape)
-    return axes if all(is_count(axis) for axis in axes) else ()
+def _checked(shape: object) -> tuple[int, ...]:
+    """Return a shape as numbers; empty if it is none."""
+    try:
+        axes = tuple([operator.index(axis) for axis in cast("Sequence[SupportsIndex]", shape)])
+    except TypeError:
+        return ()
+    return axes if all(axis > 0 for axis in axes) else ()
 
 
 def _refusal(model: str, reason: str) -> InvalidInputError:
@@ -122,9 +133,10 @@ class LeasedInputs(Mapping[str, Array]):
         inputs: What is in it.
     """
 
-    __slots__ = ("__weakref__", "_arrays", "_release")
+    __slots__ = ("__weakref__", "_arrays", "_lease", "_release")
 
     def __init__(self, lease: Lease, inputs: Sequence[LentInput]) -> None:
+        self._lease = lease
         # At the latest when nobody knows of them any more.
         self._release = weakref.finalize(self, lease.release)
         self._release.atexit = False
@@ -133,8 +145,14 @@ class LeasedInputs(Mapping[str, Array]):
         }
 
     def __getitem__(self, name: str) -> Array:
-        """Return the array of an input; ``KeyError`` if it is not lent, or was given back."""
-        return self._arrays[name]
+        """Return the array of an input; ``KeyError`` if it is not lent, or was given back.
+
+        Raises:
+            WrongContextError: This is a forked child: the memory is its parent's.
+        """
+        array = self._arrays[name]
+        self._lease.region.view(0, (0,), _BYTE, None, writable=False)  # which refuses a child
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -181,7 +199,7 @@ class Lending:
                 f"model {model!r}: memory is one of {', '.join(get_args(MemoryKind))}, not "
                 f"{memory!r}"
             )
-        if when_full not in {None, "wait", "raise"}:
+        if when_full not in (None, "wait", "raise"):
             raise ConfigurationError(
                 f"model {model!r}: when_full is 'wait' or 'raise', not {when_full!r}"
             )

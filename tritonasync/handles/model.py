@@ -11,6 +11,7 @@ from typing import Final, get_args
 import numpy.typing as npt
 
 from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError
+from tritonasync.core.offload import LONG_NBYTES
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
 from tritonasync.core.values import Call, InputTensor, OutputMemory, ParameterValue, Reply
@@ -22,6 +23,7 @@ from tritonasync.handles.outputs import Outputs, check_single
 from tritonasync.handles.ragged import RaggedRows
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
+from tritonasync.memory.device import is_device_array
 
 __all__ = ["ModelHandle", "Outputs"]
 
@@ -231,7 +233,7 @@ class ModelHandle(ManyHandle):
     async def _outputs(reply: Reply, row: int | None, request: Request, *, copy: bool) -> Outputs:
         outputs = Outputs(reply, row)
         if request.on_gpu:
-            outputs = await on_gpu(outputs, request.deadline)
+            return await on_gpu(outputs, request.deadline, copy=copy)
         return outputs.copy() if copy else outputs
 
     def _open_lane(
@@ -277,7 +279,8 @@ class ModelHandle(ManyHandle):
             return self._tensors(signature, arrays, outputs, item=item)
 
         def work_nbytes(signature: Signature) -> int:
-            return signature.conversion_nbytes(arrays)
+            fetched = self._padding is not None and any(map(is_device_array, arrays.values()))
+            return signature.conversion_nbytes(arrays) + LONG_NBYTES * fetched
 
         prepared, reply = await self._infer(prepare, work_nbytes, request)
         return prepared.rows, reply

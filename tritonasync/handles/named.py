@@ -25,6 +25,7 @@ from tritonasync.core.errors import (
 from tritonasync.core.ports import StreamInvoker
 from tritonasync.core.values import Call, Parameters, ParameterValue
 from tritonasync.handles.base import Handle, Prepared, Request
+from tritonasync.handles.devices import brought_in
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.stream import Begun
 
@@ -40,6 +41,14 @@ class NamedHandle(Handle):
     _streamer: StreamInvoker | None = None
 
     def _named(
+        self,
+        inputs: Mapping[str, npt.ArrayLike] | None,
+        tensors: Mapping[str, npt.ArrayLike],
+    ) -> Mapping[str, npt.ArrayLike]:
+        # At once: the stream that a GPU's array is made on is the current one, here and now.
+        return brought_in(self._merged(inputs, tensors))
+
+    def _merged(
         self,
         inputs: Mapping[str, npt.ArrayLike] | None,
         tensors: Mapping[str, npt.ArrayLike],

@@ -104,7 +104,7 @@ class Signature:
             if is_array(value):
                 if value.dtype != slot.dtype:
                     total += value.size * slot.dtype.itemsize
-            elif isinstance(value, Sequence) and value:
+            elif isinstance(value, list | tuple) and value:
                 rows = cast("Sequence[object]", value)
                 total += len(rows) * rows[0].nbytes if is_array(rows[0]) else 0
         return total

@@ -341,15 +341,19 @@ class Lender(Lessor):
 
     # --- the end --------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Lend nothing more, and tell so to those who wait."""
+        self._closed = True
+        self._waiting.close(lambda waiter: _closed(waiter.purpose))
+        self.wanted = False
+
     async def aclose(self, deadline: Deadline | None = None) -> None:
         """Lend nothing more, and tell so to those who wait; slots that are out stay valid.
 
         Waits until ``deadline`` for devices to finish their work on slots that were let go; what
         they have not finished then is lost. The blocks are the caller's to close.
         """
-        self._closed = True
-        self._waiting.close(lambda waiter: _closed(waiter.purpose))
-        self.wanted = False
+        self.stop()
         try:
             while deadline is not None and self._draining and not deadline.expired():
                 await asyncio.sleep(LEAST_PAUSE_S)

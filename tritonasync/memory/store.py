@@ -14,9 +14,9 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Final, Literal
 
@@ -34,7 +34,7 @@ from tritonasync.core.offload import in_worker
 from tritonasync.core.policies import MemoryPolicy
 from tritonasync.core.ports import Memory, Region
 from tritonasync.core.values import Array, MemoryKind
-from tritonasync.memory.arena import Arena
+from tritonasync.memory.arena import Arena, class_nbytes
 from tritonasync.memory.cuda import CudaMemory
 from tritonasync.memory.device import is_device_array, load_cupy
 from tritonasync.memory.lease import Lease
@@ -81,6 +81,7 @@ class _Shelf:
         self.lender = Lender(tracked, report_after_s=policy.report_after_s)
         self.stocking: asyncio.Task[None] | None = None
         self.least = 0  # what that is to give at least
+        self.failures = 0  # times that there was no room, and none to be had
         self.bases: list[int] = []  # where regions begin, in order
         self.regions: list[Region] = []
 
@@ -150,11 +151,12 @@ class MemoryStore:
                 # Where others wait there is no more to be had.
                 waiting = shelf.lender.wanted
                 why = error if waiting else await self._restock(shelf, nbytes, deadline, model)
-        if wait:
+        if wait and shelf.arena.could_hold(nbytes):
             return await shelf.lender.take(nbytes, purpose, deadline, model)
+        shelf.failures += 1
         raise MemoryExhaustedError(
-            f"{purpose}: no room for {nbytes:,} bytes in {kind} shared memory: let go of outputs, "
-            f"or raise MemoryPolicy(max_nbytes={self._policy.max_nbytes}). {why}",
+            f"{purpose}: no room for {nbytes:,} bytes in {kind} shared memory, of which "
+            f"MemoryPolicy(max_nbytes={self._policy.max_nbytes}) allows so many: {why}",
             model=model,
         ) from why
 
@@ -213,6 +215,10 @@ class MemoryStore:
             order.model,
             wait=when_full == "wait",
         )
+
+    def could_hold(self, sizes: Iterable[int]) -> bool:
+        """Return whether the limit has room for slots of all these sizes at a time."""
+        return sum([class_nbytes(size) for size in sizes]) <= self._policy.max_nbytes
 
     def take_nowait(self, kind: MemoryKind, nbytes: int, purpose: str) -> Lease | None:
         """Return a slot if there is one at hand: the short way of :meth:`take`."""
@@ -299,7 +305,11 @@ class MemoryStore:
 
     def statistics(self) -> dict[MemoryKind, MemoryStatistics]:
         """Return what each kind of memory that was used has and has done."""
-        return {kind: shelf.lender.statistics() for kind, shelf in self._shelves.items()}
+        return {
+            # What waits for a region to be made is no failure.
+            kind: replace(shelf.lender.statistics(), failures=shelf.failures)
+            for kind, shelf in self._shelves.items()
+        }
 
     def check_held(self, now: float) -> None:
         """Report what is held for long."""
@@ -312,6 +322,12 @@ class MemoryStore:
 
     # --- the end --------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Lend nothing more, and tell so to those who wait."""
+        self._closed = True
+        for shelf in self._shelves.values():
+            shelf.lender.stop()
+
     async def aclose(self, deadline: Deadline = NEVER, held: Collection[str] = ()) -> None:
         """Lend nothing more, and give regions back. Views stay usable.
 
@@ -322,7 +338,7 @@ class MemoryStore:
             deadline: How long to wait for devices to end their work.
             held: Names of the regions that a server may still have.
         """
-        self._closed = True
+        self.stop()
         if self._look is not None:
             self._look.cancel()
         for shelf in self._shelves.values():

@@ -160,6 +160,9 @@ class Flights:
             if flight.repeatable and not flight.waiter.done():
                 flight.waiter.set_exception(error(flight))
                 self.leave(flight)
+                # A silent connection may not end it for minutes, and who holds memory for it has
+                # better ways to find out when the server is done.
+                flight.end(done=False)
 
     def leave(self, flight: Flight) -> None:
         """Take note that nobody waits for a call any more."""

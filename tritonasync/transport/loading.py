@@ -12,6 +12,7 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import partial
 
+from tritonasync.core.deadline import Deadline
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.ports import Region
 from tritonasync.core.values import Call, InputTensor, MemoryKind
@@ -46,7 +47,7 @@ class Loader:
             MemoryExhaustedError: There is no room.
             DeadlineExceededError: The call's deadline passed.
         """
-        sizes = {name: n for name, n in placeable(call).items() if n >= LEAST_NBYTES or call.device}
+        sizes = _loaded(call)
         copied: list[InputTensor] = []
         for tensor in call.inputs:
             if tensor.name not in sizes:
@@ -89,9 +90,11 @@ class Loader:
         lease = self._store.take_nowait(kind, nbytes, purpose)
         if lease is not None:
             return lease
-        return await self._store.take(
-            kind, nbytes, purpose, call.deadline, call.model, wait=self._wait
-        )
+        # A batch's deadline lies beyond those of its callers; nothing was sent yet.
+        deadline = call.deadline
+        if call.wanted_until < deadline.at:
+            deadline = Deadline(call.wanted_until, deadline.timeout_s)
+        return await self._store.take(kind, nbytes, purpose, deadline, call.model, wait=self._wait)
 
     async def _named(self, region: Region, call: Call, cargo: Cargo) -> bool:
         """Learn what the server calls a region; return whether it may be used."""
@@ -102,6 +105,15 @@ class Loader:
             return False
         cargo.names[region.name] = name
         return True
+
+
+def _loaded(call: Call) -> dict[str, int]:
+    return {name: n for name, n in placeable(call).items() if n >= LEAST_NBYTES or call.device}
+
+
+def loaded_nbytes(call: Call) -> int:
+    """Return the bytes of the inputs that get a place, if any does."""
+    return sum(_loaded(call).values())
 
 
 def _copies(

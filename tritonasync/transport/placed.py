@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -37,7 +38,7 @@ from tritonasync.core.values import Call, Reply
 from tritonasync.memory.store import MemoryStore
 from tritonasync.transport.cargo import Cargo
 from tritonasync.transport.endpoint import Endpoint
-from tritonasync.transport.loading import Loader, hosted
+from tritonasync.transport.loading import Loader, hosted, loaded_nbytes
 from tritonasync.transport.placement import Wanted
 from tritonasync.transport.places import AVOIDABLE, Places
 from tritonasync.transport.registrar import Registrar
@@ -174,6 +175,9 @@ class PlacedInvoker:
                 raise
         # Not with a part of what it needs: all others may have theirs, and none would go on.
         cargo.unload()
+        inputs, outputs = loaded_nbytes(call), self._places.output_sizes(call, nbytes)
+        if wanted.inputs and not self._store.could_hold([inputs, sum(outputs.values())]):
+            wanted = replace(wanted, outputs=None)  # which come in the message
         async with self._store.turn(call.deadline, call.model):
             return await self._load(call, nbytes, wanted, cargo, self._patient)
 

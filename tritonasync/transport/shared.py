@@ -7,6 +7,7 @@ report. Refuses to know: how a call is placed (``placed``), other endpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, DeviceError, MissingExtraError
@@ -47,6 +48,10 @@ def may_share(target: str, sharing: Sharing) -> bool:
     if sharing == "off" or balanced(target):
         return False
     return sharing != "auto" or is_near(target)
+
+
+_LEAST_S: Final = 1.0
+"""The least time that unregistering is given, which takes milliseconds."""
 
 
 class Shared:
@@ -128,8 +133,11 @@ class Shared:
         return self._places.report()
 
     async def aclose(self, deadline: Deadline) -> None:
-        """Have the server let go of all regions, as far as the deadline allows."""
-        await self.registrar.aclose(deadline)
+        """Have the server let go of all regions, as far as the deadline allows, or a little longer.
+
+        A question that is torn down can crash a server as any call can.
+        """
+        await self.registrar.aclose(Deadline.after(max(deadline.remaining(), _LEAST_S)))
 
     def held(self) -> list[str]:
         """Return the names of regions that the server may still have."""

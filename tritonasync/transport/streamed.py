@@ -17,6 +17,7 @@ from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.offload import LONG_NBYTES, in_worker
 from tritonasync.core.values import Call, Reply
+from tritonasync.transport.loading import hosted
 from tritonasync.transport.sinks import Feed, Single
 from tritonasync.transport.streams import Streams
 from tritonasync.transport.unary import LONG_STRINGS_NBYTES, blame
@@ -125,7 +126,7 @@ class StreamedResponses:
     async def _begin(self) -> Feed:
         call, streams = self._call, self._streams
         name = streams.name(call)
-        message = await _message(call, name)
+        message = await _message(await hosted(call), name)
         feed = Feed(call, streams.link.target, streams.policy, streams.expect)
         await streams.put(call, feed, name, message, ordered=False)
         self._feed = feed
