@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 from anyio import to_thread
 
 from tests.faults.load import Load
 from tests.transport.scripted import make_endpoint
-from tritonasync import TritonPool
+from tritonasync import MemoryPolicy, TritonPool
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.values import Array
 from tritonasync.handles.model import ModelHandle
@@ -43,6 +44,15 @@ def server() -> EmbeddedTriton:
 # --- what is sent ---------------------------------------------------------------------------------
 
 _RAMP = np.arange(IMAGE * 8, dtype=np.float32) % 251
+
+
+LEAST = 64 << 10
+"""Rows of the tests have a place from here on: small ones make more calls."""
+
+
+def sharing_pool(urls: str | list[str], **options: Any) -> TritonPool:
+    """Return a pool that places the tests' rows."""
+    return TritonPool(urls, **{"memory": MemoryPolicy(min_nbytes=LEAST), **options})
 
 
 def content(number: int, width: int = WIDTHS[0], rows: int = 1) -> Array:
@@ -274,7 +284,7 @@ async def living(url: str) -> AsyncIterator[Client]:
 
 
 async def _live(url: str) -> None:
-    async with TritonPool(url) as pool:
+    async with sharing_pool(url) as pool:
         await _call(pool)
         print(guard_of().name, flush=True)  # noqa: T201 - how it is heard
         while await to_thread.run_sync(sys.stdin.readline):

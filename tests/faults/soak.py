@@ -100,7 +100,9 @@ async def _sharing(
     health = HealthPolicy(ejection_s=0.2, slow_start_s=0.5)
     way = "system" if insisted else "auto"
     before: dict[str, float] = {}
-    async with TritonPool(urls, batching=batching, health=health, shared_memory=way) as pool:
+    async with shared.sharing_pool(
+        urls, batching=batching, health=health, shared_memory=way
+    ) as pool:
         async with shared.SharedLoad(pool, remember=False, most=calls // 20) as warm:
             await warm.finished()
         before = _resources()

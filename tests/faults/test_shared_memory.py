@@ -26,12 +26,13 @@ from tests.faults.shared import (
     names_on,
     placed,
     server,
+    sharing_pool,
     slow,
     system,
     until,
     until_empty,
 )
-from tritonasync import BatchPolicy, TritonPool
+from tritonasync import BatchPolicy
 from tritonasync.core.errors import DeadlineExceededError, TransportError
 from tritonasync.core.resilience import HealthPolicy
 from tritonasync.memory.guard import guard_of
@@ -77,7 +78,7 @@ def urls(servers):
     ids=["batched", "alone, insisted"],
 )
 async def test_servers_are_killed_and_restarted_under_load(two, batching, sharing):
-    async with TritonPool(
+    async with sharing_pool(
         urls(two), batching=batching, health=BRISK, shared_memory=sharing
     ) as pool:
         async with SharedLoad(pool) as load:
@@ -98,7 +99,7 @@ async def test_servers_are_killed_and_restarted_under_load(two, batching, sharin
 
 async def test_the_only_server_is_killed_and_its_next_self_knows_nothing_of_before(one):
     """The connection tells of it; the regions are registered anew, under other names."""
-    async with TritonPool(one.grpc_url, health=BRISK) as pool:
+    async with sharing_pool(one.grpc_url, health=BRISK) as pool:
         model = await learned(pool)
         before = set(await names_on(one.grpc_url))
         kept = [await check(model, number) for number in range(8)]
@@ -117,7 +118,7 @@ async def test_the_only_server_is_killed_and_its_next_self_knows_nothing_of_befo
 
 async def test_a_call_that_insists_does_not_wait_for_a_dead_server(one):
     """Its slots stay retired, and their region does not come back before the server does."""
-    async with TritonPool(
+    async with sharing_pool(
         one.grpc_url, batching=None, health=BRISK, shared_memory="system", timeout_s=20
     ) as pool:
         model = await learned(pool)
@@ -139,7 +140,7 @@ async def test_a_call_that_insists_does_not_wait_for_a_dead_server(one):
 
 async def test_more_is_asked_for_by_several_callers_at_once(one):
     """Each had too little room, and each is asked again, though the first has taught it all."""
-    async with TritonPool(one.grpc_url, batching=None) as pool:
+    async with sharing_pool(one.grpc_url, batching=None) as pool:
         model = await learned(pool)
         # Inputs of nearly the same size, of which no larger outputs are known.
         await asyncio.gather(*[check(model, number, width=WIDTHS[1]) for number in range(8)])
@@ -153,7 +154,7 @@ async def test_more_is_asked_for_by_several_callers_at_once(one):
     [("reset", "auto"), ("reset", "system"), ("black_hole", "auto"), ("half_open", "system")],
 )
 async def test_connections_break_under_load(proxies, how, sharing):
-    async with TritonPool(
+    async with sharing_pool(
         [proxy.url for proxy in proxies],
         health=BRISK,
         shared_memory=sharing,
@@ -182,7 +183,7 @@ async def test_a_slot_is_retired_until_the_server_has_let_go_of_it(proxies, two,
     Meanwhile others go on the wire or, if they must not, wait until the region can be used again.
     """
     (proxy, _), (triton, _) = proxies, two
-    async with TritonPool(
+    async with sharing_pool(
         proxy.url, batching=None, shared_memory=sharing, close_timeout_s=5.0
     ) as pool:
         model = await learned(pool)
@@ -222,7 +223,7 @@ async def test_what_a_killed_client_has_left_is_removed_by_the_next(one):
         assert left
         dying.kill()
         assert files_of(dying.guard)
-        async with TritonPool(one.grpc_url) as pool:
+        async with sharing_pool(one.grpc_url) as pool:
             await learned(pool)
             assert files_of(dying.guard) == []
             async with asyncio.timeout(20):
@@ -237,8 +238,8 @@ async def test_what_a_killed_client_has_left_is_removed_by_the_next(one):
 async def test_pools_and_processes_share_a_server_without_sharing_names(one):
     async with (
         living(one.grpc_url) as other,
-        TritonPool(one.grpc_url) as first,
-        TritonPool(one.grpc_url) as second,
+        sharing_pool(one.grpc_url) as first,
+        sharing_pool(one.grpc_url) as second,
     ):
         async with SharedLoad(first, callers=8) as load, SharedLoad(second, callers=8) as more:
             assert {await other.call() for _ in range(3)} == {"right"}

@@ -18,6 +18,7 @@ from anyio import to_thread
 
 from tests.faults.shared import (
     IMAGE,
+    LEAST,
     WIDTHS,
     SharedLoad,
     check,
@@ -26,12 +27,13 @@ from tests.faults.shared import (
     learned,
     placed,
     server,
+    sharing_pool,
     slow,
     system,
     until,
     until_empty,
 )
-from tritonasync import BatchPolicy, MemoryPolicy, TritonPool
+from tritonasync import BatchPolicy, MemoryPolicy
 from tritonasync.core.errors import DeadlineExceededError, MemoryExhaustedError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -65,7 +67,7 @@ async def test_a_late_answer_reaches_no_later_call(one, leave):
     The slots that were freed last are lent first, so that a slot which came back too soon would be
     among those of the next calls.
     """
-    async with TritonPool(one.grpc_url, batching=None) as pool:
+    async with sharing_pool(one.grpc_url, batching=None) as pool:
         model = await learned(pool, IMAGE)
         for round_ in range(3):
             await _leave(model, slow(round_, 400, width=IMAGE), leave)
@@ -80,7 +82,7 @@ async def test_a_late_answer_reaches_no_later_call(one, leave):
 
 
 async def test_a_lent_input_is_not_lent_again_while_an_abandoned_call_reads_it(one):
-    async with TritonPool(one.grpc_url, batching=None) as pool:
+    async with sharing_pool(one.grpc_url, batching=None) as pool:
         model = await learned(pool)
         shapes = {**ROW, "DELAY_MS": (1,)}
         async with model.lease(1, shapes=shapes) as slot:
@@ -122,7 +124,7 @@ async def test_callers_leave_at_any_moment(one, batching):
     """While bytes are copied by a worker thread, before, on the way and after."""
     chance = random.Random(6)
     left = 0
-    async with TritonPool(one.grpc_url, batching=batching, close_timeout_s=60) as pool:
+    async with sharing_pool(one.grpc_url, batching=batching, close_timeout_s=60) as pool:
         model = await learned(pool, IMAGE)
         loop = asyncio.get_running_loop()
         async with SharedLoad(pool, widths=(IMAGE, *WIDTHS), callers=6) as load:
@@ -146,9 +148,9 @@ async def test_callers_leave_at_any_moment(one, batching):
 
 
 async def test_calls_go_on_the_wire_while_the_user_holds_all_memory(one, caplog):
-    policy = MemoryPolicy(max_nbytes=LITTLE, region_nbytes=LITTLE)
+    policy = MemoryPolicy(min_nbytes=LEAST, max_nbytes=LITTLE, region_nbytes=LITTLE)
     caplog.set_level(logging.WARNING, "tritonasync.memory")
-    async with TritonPool(one.grpc_url, batching=None, memory=policy) as pool:
+    async with sharing_pool(one.grpc_url, batching=None, memory=policy) as pool:
         model = await learned(pool)
         held = [await check(model, number) for number in range(40)]
         (sharing,) = [endpoint.sharing for endpoint in pool.statistics().endpoints]
@@ -167,8 +169,8 @@ async def test_calls_go_on_the_wire_while_the_user_holds_all_memory(one, caplog)
 
 
 async def test_what_is_insisted_on_waits_for_the_user_to_let_go(one):
-    policy = MemoryPolicy(max_nbytes=LITTLE, region_nbytes=LITTLE)
-    async with TritonPool(
+    policy = MemoryPolicy(min_nbytes=LEAST, max_nbytes=LITTLE, region_nbytes=LITTLE)
+    async with sharing_pool(
         one.grpc_url, batching=None, memory=policy, shared_memory="system"
     ) as pool:
         model = await learned(pool)
@@ -191,8 +193,8 @@ async def test_what_is_insisted_on_waits_for_the_user_to_let_go(one):
 
 async def test_calls_that_wait_for_room_do_not_hold_up_each_other(one):
     """Each needs a slot for inputs and one for outputs; each could have one, and none the other."""
-    policy = MemoryPolicy(max_nbytes=LITTLE, region_nbytes=LITTLE)
-    async with TritonPool(
+    policy = MemoryPolicy(min_nbytes=LEAST, max_nbytes=LITTLE, region_nbytes=LITTLE)
+    async with sharing_pool(
         one.grpc_url, batching=None, memory=policy, shared_memory="system", timeout_s=10
     ) as pool:
         model = await learned(pool)
@@ -212,8 +214,10 @@ async def test_calls_that_wait_for_room_do_not_hold_up_each_other(one):
 
 
 async def test_what_is_insisted_on_raises_if_that_was_chosen(one):
-    policy = MemoryPolicy(max_nbytes=LITTLE, region_nbytes=LITTLE, when_full="raise")
-    async with TritonPool(
+    policy = MemoryPolicy(
+        min_nbytes=LEAST, max_nbytes=LITTLE, region_nbytes=LITTLE, when_full="raise"
+    )
+    async with sharing_pool(
         one.grpc_url, batching=None, memory=policy, shared_memory="system"
     ) as pool:
         model = await learned(pool)
@@ -230,7 +234,7 @@ async def test_what_is_insisted_on_raises_if_that_was_chosen(one):
 
 
 async def test_outputs_may_die_in_any_thread(one):
-    async with TritonPool(one.grpc_url, batching=None) as pool:
+    async with sharing_pool(one.grpc_url, batching=None) as pool:
         model = await learned(pool)
         for round_ in range(10):
             held = [[await check(model, 10 * round_ + number)] for number in range(10)]
@@ -240,14 +244,14 @@ async def test_outputs_may_die_in_any_thread(one):
 
 
 async def test_outputs_and_leases_outlive_their_pool(one):
-    async with TritonPool(one.grpc_url, batching=None) as pool:
+    async with sharing_pool(one.grpc_url, batching=None) as pool:
         model = await learned(pool)
         held = [await check(model, number) for number in range(4)]
         slot = await model.lease(1, shapes=ROW).__aenter__()
         lent = slot["INPUT0"]
     await check_nothing_is_left([one])
     lent[...] = content(9)
-    async with TritonPool(one.grpc_url, batching=None) as later:
+    async with sharing_pool(one.grpc_url, batching=None) as later:
         model = await learned(later)
         for number in range(8):
             await check(model, 50 + number)
@@ -263,7 +267,7 @@ async def test_outputs_and_leases_outlive_their_pool(one):
 
 FORKING = """
 import asyncio, os, sys
-from tests.faults.shared import content, own_files, system
+from tests.faults.shared import sharing_pool, content, own_files, system
 from tritonasync import TritonPool
 from tritonasync.core.errors import WrongContextError
 
@@ -290,7 +294,7 @@ def misbehave(pool, model, slot, answer):
 
 
 async def main(url):
-    async with TritonPool(url, batching=None) as pool:
+    async with sharing_pool(url, batching=None) as pool:
         model = pool.model("negate")
         for number in range(2):
             answer = await model(INPUT0=content(number))

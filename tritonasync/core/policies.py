@@ -201,7 +201,9 @@ class MemoryPolicy:
             that is there stays until the pool is closed.
         region_nbytes: The size of a region. A tensor that is larger has one of its own.
         min_nbytes: Inputs, or outputs, of a request that are smaller than this in all travel in the
-            message: registering and naming places costs more than the copies then (measured).
+            message: taking and naming places costs more than the copies then. Measured on one
+            machine, each call alone, in shared memory against the wire: 0.76 times the requests of
+            64 KiB, 1.0 to 1.9 times those of 256 KiB, 2.7 to 4.9 times those of 1 MiB.
         when_full: What a lease does when there is no room: ``"wait"`` within its deadline, or
             ``"raise"`` a :class:`~tritonasync.core.errors.MemoryExhaustedError`. Calls that are
             placed unasked go on the wire instead.
@@ -218,7 +220,7 @@ class MemoryPolicy:
 
     max_nbytes: int = 1 << 30
     region_nbytes: int = 64 << 20
-    min_nbytes: int = 64 << 10
+    min_nbytes: int = 256 << 10
     when_full: Literal["wait", "raise"] = "wait"
     report_after_s: float = 60.0
     stacks: bool = False

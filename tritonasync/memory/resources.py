@@ -105,7 +105,7 @@ class LimitedMemory:
             if nbytes > free:
                 raise MemoryExhaustedError(
                     f"{nbytes} bytes more of {self.kind} shared memory would be beyond the limit "
-                    f"of {self.max_nbytes}, of which {self._nbytes} are taken: raise the limit"
+                    f"of {self.max_nbytes}, of which {self._nbytes} are taken"
                 )
             self._nbytes += nbytes
 

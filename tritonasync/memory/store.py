@@ -155,8 +155,8 @@ class MemoryStore:
             return await shelf.lender.take(nbytes, purpose, deadline, model)
         shelf.failures += 1
         raise MemoryExhaustedError(
-            f"{purpose}: no room for {nbytes:,} bytes in {kind} shared memory, of which "
-            f"MemoryPolicy(max_nbytes={self._policy.max_nbytes}) allows so many: {why}",
+            f"{purpose}: no room for {nbytes:,} bytes in {kind} shared memory: let go of outputs, "
+            f"or raise MemoryPolicy(max_nbytes={self._policy.max_nbytes}) ({why})",
             model=model,
         ) from why
 
