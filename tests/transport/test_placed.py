@@ -17,6 +17,7 @@ from tests.transport.scripted import RefusalError, make_endpoint
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     DeadlineExceededError,
+    DeviceError,
     InvalidInputError,
     InvalidRequestError,
     MemoryExhaustedError,
@@ -28,6 +29,7 @@ from tritonasync.core.errors import (
 from tritonasync.core.policies import MemoryPolicy
 from tritonasync.core.values import Call, InputTensor
 from tritonasync.memory.store import MemoryStore
+from tritonasync.memory.system import SystemMemory
 from tritonasync.transport.backend import EndpointBackend
 from tritonasync.transport.shared import may_share
 
@@ -530,3 +532,42 @@ async def test_what_never_fits_is_told_at_once(connect):
     client = connect(sharing="system")
     with pytest.raises(MemoryExhaustedError, match="max_nbytes=1048576"):
         await client(rows(40), deadline=Deadline.after(5))
+
+
+async def test_a_gpu_that_cannot_share_its_memory_is_done_without(server, caplog):
+    def no_ipc():
+        raise DeviceError("no CUDA IPC here")
+
+    store = MemoryStore(SMALL, {"system": SystemMemory, "cuda": no_ipc})
+    backend = EndpointBackend(
+        make_endpoint(server.target), store=store, memory=SMALL, sharing="auto"
+    )
+
+    async def has_gpu(call):
+        return True
+
+    backend._shared._places._gpu = has_gpu
+    for _ in range(3):
+        reply = await backend.infer(call_of(rows(), device=True))
+        assert (reply.outputs["OUT"] == rows()).all()
+    assert placed(server.requests[-1].inputs[0])  # in the host's
+    assert [record.getMessage() for record in caplog.records if "IPC" in record.getMessage()]
+    assert len(caplog.records) == 1
+    await backend.aclose(Deadline.after(5))
+    await store.aclose()
+
+
+async def test_a_server_that_fails_at_registering_gets_messages(connect, server):
+    client = connect()
+    server.methods["SystemSharedMemoryStatus"] = server.methods["SystemSharedMemoryRegister"] = (
+        broken
+    )
+    for _ in range(2):
+        assert (await client(rows())).outputs["OUT"].shape == (1, ROW // 4)
+    assert not any(placed(request.inputs[0]) for request in server.requests)
+    assert client.report.on_wire == 2
+    assert client.report.reason
+
+
+async def broken(message):
+    raise RefusalError(grpc.StatusCode.UNAVAILABLE, "Socket closed")

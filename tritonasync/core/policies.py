@@ -204,9 +204,10 @@ class MemoryPolicy:
             message: taking and naming places costs more than the copies then. Measured on one
             machine, each call alone, in shared memory against the wire: 0.76 times the requests of
             64 KiB, 1.0 to 1.9 times those of 256 KiB, 2.7 to 4.9 times those of 1 MiB.
-        when_full: What a lease does when there is no room: ``"wait"`` within its deadline, or
-            ``"raise"`` a :class:`~tritonasync.core.errors.MemoryExhaustedError`. Calls that are
-            placed unasked go on the wire instead.
+        when_full: What a lease does when there is no room, or a call where shared memory is
+            insisted on: ``"wait"`` within its deadline, or ``"raise"`` a
+            :class:`~tritonasync.core.errors.MemoryExhaustedError`. Calls that are placed unasked go
+            on the wire instead.
         report_after_s: Seconds after which memory that is still held is reported, once, by a
             warning in the log that names who took it; ``math.inf`` for never.
         stacks: Whether the stack of whoever takes memory is kept, for that report (20 us a call).
