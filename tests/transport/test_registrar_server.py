@@ -309,8 +309,9 @@ def kill(process):
 async def test_what_a_killed_client_left_is_unregistered_by_the_next_and_nothing_else(
     server, control, region
 ):
-    dead, name = await anyio.to_thread.run_sync(client_of, server.grpc_url)
+    # The living one first: it looks for what others have left when it begins.
     alive, living_name = await anyio.to_thread.run_sync(client_of, server.grpc_url)
+    dead, name = await anyio.to_thread.run_sync(client_of, server.grpc_url)
     try:
         kill(dead)
         assert await control.registered(name, "system", soon())
