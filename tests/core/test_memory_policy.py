@@ -25,6 +25,8 @@ def test_a_policy_is_as_documented_unless_told_otherwise():
         ({"report_after_s": 0}, "report_after_s is more than 0 seconds"),
         ({"report_after_s": math.nan}, "report_after_s"),
         ({"stacks": 1}, "stacks is True or False, not 1"),
+        ({"device_id": -1}, "device_id is a GPU's number from 0 on, not -1"),
+        ({"when_full": []}, "when_full is 'wait' or 'raise', not \\[\\]"),
         ({"devices": [0]}, "devices maps a GPU's number to another"),
         ({"devices": {0: -1}}, "devices maps"),
         ({"devices": {"0": 1}}, "devices maps"),

@@ -3,6 +3,7 @@
 import pytest
 
 from tritonasync.core import errors
+from tritonasync.core.errors import SlotTooSmallError
 from tritonasync.transport.status import error_from_status, error_from_stream
 
 ROWS = [
@@ -336,3 +337,14 @@ def test_an_error_on_a_stream_need_not_be_about_a_model():
     error = error_from_stream("Server exiting", endpoint="h:1")
     assert error.model is None
     assert str(error).startswith("h:1: Server exiting [UNAVAILABLE]")
+
+
+@pytest.mark.parametrize("where", ["", "in ensemble 'ens', "])
+def test_a_slot_that_is_too_small_tells_what_is_needed(where):
+    details = (
+        f"{where}shared memory size specified with the request for output 'O' (4 bytes) should be "
+        "at least 400 bytes to hold the results"
+    )
+    error = error_from_status("INTERNAL", details, endpoint="e", model="m")
+    assert isinstance(error, SlotTooSmallError)
+    assert (error.output, error.needed_nbytes) == ("O", 400)
