@@ -123,7 +123,7 @@ class PlacedInvoker:
         if not call.in_sequence:
             wanted = await self._places.wanted(call, nbytes)
             if wanted.inputs or wanted.outputs:
-                reply = await self._by_memory(call, nbytes)
+                reply = await self._by_memory(call, nbytes, wanted)
                 if reply is not None:
                     self._sizes.learn(call, nbytes, reply)
                     return reply
@@ -132,13 +132,13 @@ class PlacedInvoker:
         self._sizes.learn(call, nbytes, reply)
         return reply
 
-    async def _by_memory(self, call: Call, nbytes: int) -> Reply | None:
+    async def _by_memory(self, call: Call, nbytes: int, wanted: Wanted) -> Reply | None:
         """Return the reply; ``None`` if the call is to go on the wire."""
         began = time.monotonic()
         for tries in count(1):
             cargo = Cargo(self._registrar)
             try:
-                if await self._loaded(call, nbytes, cargo):
+                if await self._loaded(call, nbytes, wanted, cargo):
                     if not cargo:
                         return None
                     reply = await self._tried(call, nbytes, cargo)
@@ -150,16 +150,17 @@ class PlacedInvoker:
                 if not self._places.insisted:
                     break
                 await self._pause(call, tries - _ATTEMPTS, began)
+            wanted = await self._places.wanted(call, nbytes)
         self._places.leave_alone()
         return None
 
     # --- before it is sent ----------------------------------------------------------------------
 
-    async def _loaded(self, call: Call, nbytes: int, cargo: Cargo) -> bool:
+    async def _loaded(self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo) -> bool:
         """Put in place what may be; return whether the call may go on, with or without a cargo."""
         try:
-            wanted = await self._places.granted(call, nbytes)
-            return await self._load_patiently(call, nbytes, wanted, cargo)
+            granted = await self._places.granted(call, wanted)
+            return await self._load_patiently(call, nbytes, granted, cargo)
         except PlacementError:
             raise
         except AVOIDABLE as error:

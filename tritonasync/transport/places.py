@@ -103,14 +103,13 @@ class Places:
             gpu=asks_gpu and not self._without_gpu and await self._gpu(call),
         )
 
-    async def granted(self, call: Call, nbytes: int) -> Wanted:
-        """Return the same, less what the server refuses.
+    async def granted(self, call: Call, wanted: Wanted) -> Wanted:
+        """Return what is wanted, less what the server refuses.
 
         Raises:
             PlacementError: It is insisted on what the server refuses.
             TritonError: One of :data:`AVOIDABLE`, while the server was asked.
         """
-        wanted = await self.wanted(call, nbytes)
         await self._introduce(call)
         return Wanted(
             self._grant(call, wanted.inputs), self._grant(call, wanted.outputs), wanted.insisted
