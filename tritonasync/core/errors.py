@@ -375,11 +375,9 @@ class RegionInvalidError(SharedMemoryError):
 
 
 class SlotTooSmallError(SharedMemoryError):
-    """The output needs more bytes than the slot it was given.
+    """An output (``output``) needs more bytes (``needed_nbytes``) than the slot it was given.
 
-    Attributes:
-        output: The output's name, as the server says; empty if it does not.
-        needed_nbytes: How many bytes it needs; 0 if the server does not say.
+    Where the server does not say it, the name is empty, or the number 0.
     """
 
     may_have_executed = True
