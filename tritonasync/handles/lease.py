@@ -25,7 +25,7 @@ from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, UsageError
 from tritonasync.core.values import Array, MemoryKind
 from tritonasync.handles.signature import Signature
-from tritonasync.memory.arena import ALIGNMENT
+from tritonasync.memory.arena import aligned
 from tritonasync.memory.lease import Lease
 from tritonasync.memory.store import Order
 
@@ -86,7 +86,7 @@ def slots_of(
             raise slot.refuse(f"expected shape {slot.shape_text(item=True)}, got {got}")
         shape = item if rows is None else (rows, *item)
         lent.append(LentInput(name, shape, slot.dtype, end))
-        end += -(-math.prod(shape) * slot.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        end += aligned(math.prod(shape) * slot.dtype.itemsize)
     if given:
         raise _refusal(spec.name, f"no such input: {', '.join(map(repr, given))}")
     if not end:

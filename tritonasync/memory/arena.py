@@ -31,6 +31,11 @@ REGION_NBYTES: Final = 64 << 20
 """Large, since a server opens a region in about 1.3 ms of a GPU's memory; and few."""
 
 
+def aligned(nbytes: int) -> int:
+    """Return the next size from ``nbytes`` on after which something aligned may follow."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 def class_nbytes(nbytes: int) -> int:
     """Return the size of the smallest class that holds so many bytes."""
     step = ALIGNMENT if nbytes <= 4 * ALIGNMENT else 1 << ((nbytes - 1).bit_length() - 3)
@@ -137,7 +142,7 @@ class Arena:
     def block_nbytes(self, nbytes: int) -> int:
         """Return the size of the block that so many bytes get: a region for it has as much."""
         size = class_nbytes(nbytes)
-        return size if size <= self._region_nbytes else -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return size if size <= self._region_nbytes else aligned(nbytes)
 
     def _cut(self, size: int, purpose: str) -> Block:
         if self._closed:

@@ -83,10 +83,8 @@ class EndpointBackend:
         self._unary = UnaryInvoker(endpoint).infer
         self._streamed = StreamedInvoker(self.streams, self._unary)
         self._auto = AutoInvoker(self._unary, self._streamed.infer, self.streams, self.control)
-        # Themselves: a method of ours would cost each call.
         ways = {"unary": self._unary, "stream": self._stream_plain, "auto": self._auto.infer}
-        self.infer = ways[transport]
-        self._on_wire = self.infer
+        self._on_wire = ways[transport]
         self.infer = self._host
         self._shared: Shared | None = None
         if store is not None and may_share(endpoint.target, sharing):
@@ -100,7 +98,7 @@ class EndpointBackend:
                 on_shared=on_shared,
                 outputs_of=outputs_of,
             )
-            self.infer = self._shared.infer
+            self.infer = self._shared.infer  # itself: a method of ours would cost each call
 
     def _stream_plain(self, call: Call) -> Coroutine[Any, Any, Reply]:
         # A sequence by its parameters alone does not say when it ends.

@@ -18,7 +18,7 @@ import numpy as np
 
 from tritonasync.core.ports import Region
 from tritonasync.core.values import Array
-from tritonasync.memory.arena import ALIGNMENT
+from tritonasync.memory.arena import aligned
 from tritonasync.memory.lease import Lease
 from tritonasync.transport.registrar import Registrar
 from tritonasync.wire.decode import View
@@ -31,7 +31,7 @@ def layout(sizes: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
     end = 0
     for name, nbytes in sizes:
         at[name] = end
-        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        end += aligned(nbytes)
     return at, end
 
 
@@ -68,24 +68,25 @@ class Cargo:
         outputs: The same for the room of each placed output.
         asked: The outputs to ask for, if one has a place.
         names: What the server calls the regions.
+        views: What gives the arrays of placed outputs.
     """
 
     __slots__ = (
         "_borrowed",
         "_leases",
         "_registrar",
-        "_views",
         "asked",
         "inputs",
         "names",
         "outputs",
+        "views",
     )
 
     def __init__(self, registrar: Registrar) -> None:
         self._registrar = registrar
         self._leases: list[Lease] = []
         self._borrowed: list[tuple[Region, Array]] = []
-        self._views: dict[str, View] = {}
+        self.views: dict[str, View] = {}
         self.inputs: dict[str, tuple[Region, int, int]] = {}
         self.outputs: dict[str, tuple[Region, int, int]] = {}
         self.names: dict[str, str] = {}
@@ -118,13 +119,13 @@ class Cargo:
         self._leases.append(lease)
         for name, begin in at.items():
             self.outputs[name] = lease.region, lease.offset + begin, sizes[name]
-            self._views[name] = partial(_view, lease, begin, sizes[name])
+            self.views[name] = partial(_view, lease, begin, sizes[name])
 
     def unload(self) -> None:
         """Give up what was taken: nothing was sent."""
         self.release()
         self._borrowed.clear()
-        for places in (self._views, self.inputs, self.outputs, self.names):
+        for places in (self.views, self.inputs, self.outputs, self.names):
             places.clear()
         self.asked = ()
 
@@ -142,11 +143,6 @@ class Cargo:
             name: Place(names[region.name], offset, nbytes)
             for name, (region, offset, nbytes) in tensors.items()
         }
-
-    @property
-    def views(self) -> dict[str, View]:
-        """What gives the arrays of placed outputs."""
-        return self._views
 
     def depart(self) -> Departed:
         """Take note that it goes out; return what is to be told of the end."""

@@ -36,16 +36,14 @@ class Loader:
     Args:
         registrar: Tells what the server calls a region. Borrowed.
         store: Where slots come from. Borrowed.
-        wait: Whether to wait for room.
     """
 
-    def __init__(self, registrar: Registrar, store: MemoryStore, *, wait: bool) -> None:
+    def __init__(self, registrar: Registrar, store: MemoryStore) -> None:
         self._registrar = registrar
         self._store = store
-        self._wait = wait
 
-    async def load(self, call: Call, kind: MemoryKind, cargo: Cargo) -> bool:
-        """Put the inputs in place; return whether that could be done.
+    async def load(self, call: Call, kind: MemoryKind, cargo: Cargo, *, wait: bool) -> bool:
+        """Put the inputs in place, and ``wait`` for room; return whether that could be done.
 
         Raises:
             InvalidInputError: Parts do not add up to their tensor.
@@ -69,7 +67,7 @@ class Loader:
         if not copied:
             return True
         at, nbytes = layout([(tensor.name, sizes[tensor.name]) for tensor in copied])
-        lease = await self._take(kind, nbytes, f"inputs of model {call.model!r}", call)
+        lease = await self._take(kind, nbytes, f"inputs of model {call.model!r}", call, wait=wait)
         cargo.stow(lease, at, sizes)
         if not await self._named(lease.region, call, cargo):
             return False
@@ -77,7 +75,7 @@ class Loader:
         return True
 
     async def make_room(
-        self, call: Call, kind: MemoryKind, sizes: dict[str, int], cargo: Cargo
+        self, call: Call, kind: MemoryKind, sizes: dict[str, int], cargo: Cargo, *, wait: bool
     ) -> bool:
         """Take a slot for outputs of these sizes; return whether that could be done.
 
@@ -87,11 +85,13 @@ class Loader:
         if not large:
             return True
         at, nbytes = layout(large.items())
-        lease = await self._take(kind, nbytes, f"outputs of model {call.model!r}", call)
+        lease = await self._take(kind, nbytes, f"outputs of model {call.model!r}", call, wait=wait)
         cargo.reserve(lease, at, sizes)
         return await self._named(lease.region, call, cargo)
 
-    async def _take(self, kind: MemoryKind, nbytes: int, purpose: str, call: Call) -> Lease:
+    async def _take(
+        self, kind: MemoryKind, nbytes: int, purpose: str, call: Call, *, wait: bool
+    ) -> Lease:
         lease = self._store.take_nowait(kind, nbytes, purpose)
         if lease is not None:
             return lease
@@ -99,7 +99,7 @@ class Loader:
         deadline = call.deadline
         if call.wanted_until < deadline.at:
             deadline = Deadline(call.wanted_until, deadline.timeout_s)
-        return await self._store.take(kind, nbytes, purpose, deadline, call.model, wait=self._wait)
+        return await self._store.take(kind, nbytes, purpose, deadline, call.model, wait=wait)
 
     async def _named(self, region: Region, call: Call, cargo: Cargo) -> bool:
         """Learn what the server calls a region; return whether it may be used."""

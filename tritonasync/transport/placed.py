@@ -89,8 +89,7 @@ class PlacedInvoker:
         self._sizes = places.sizes
         self._wire = wire
         self._on_shared = on_shared
-        self._loader = Loader(registrar, store, wait=False)
-        self._patient = Loader(registrar, store, wait=True)
+        self._loader = Loader(registrar, store)
         self._waits = wait
         self._shared = False  # a call was answered by it
 
@@ -170,7 +169,7 @@ class PlacedInvoker:
 
     async def _load_patiently(self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo) -> bool:
         try:
-            return await self._load(call, nbytes, wanted, cargo, self._loader)
+            return await self._load(call, nbytes, wanted, cargo, wait=False)
         except MemoryExhaustedError:
             if not self._waits:
                 raise
@@ -180,18 +179,19 @@ class PlacedInvoker:
         if wanted.inputs and not self._store.could_hold([inputs, sum(outputs.values())]):
             wanted = replace(wanted, outputs=None)  # which come in the message
         async with self._store.turn(call.deadline, call.model):
-            return await self._load(call, nbytes, wanted, cargo, self._patient)
+            return await self._load(call, nbytes, wanted, cargo, wait=True)
 
     async def _load(
-        self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo, loader: Loader
+        self, call: Call, nbytes: int, wanted: Wanted, cargo: Cargo, *, wait: bool
     ) -> bool:
         """Take slots and fill them; return whether that could be done."""
         # Room first: without it, nothing is copied in vain.
         if wanted.outputs is not None:
             sizes = self._places.output_sizes(call, nbytes)
-            if not await loader.make_room(call, wanted.outputs, sizes, cargo):
+            if not await self._loader.make_room(call, wanted.outputs, sizes, cargo, wait=wait):
                 return False
-        return wanted.inputs is None or await loader.load(call, wanted.inputs, cargo)
+        inputs = wanted.inputs
+        return inputs is None or await self._loader.load(call, inputs, cargo, wait=wait)
 
     async def _pause(self, call: Call, pauses: int, began: float) -> None:
         """Wait a while for regions that are being unregistered; each pause is longer.
