@@ -32,6 +32,13 @@ PAGES_WITH_POOL = (
     "errors",
     "sequences",
     "memory",
+    "images",
+    "classifiers",
+    "detectors",
+    "encoders",
+    "registry",
+    "pipelines",
+    "bulk",
 )
 WITH_POOL = [f"docs/{name}.md" for name in PAGES_WITH_POOL]
 

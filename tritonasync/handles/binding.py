@@ -10,7 +10,7 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
@@ -28,18 +28,18 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """One input of a model and the outputs that are read, all in rows.
+    """The inputs of a model that are fed and the outputs that are read, all in rows.
 
     Attributes:
         signature: The model's signature, seen with axis 0 as the batch.
-        input: The input that is fed.
+        inputs: The inputs that are fed.
         outputs: The outputs that are read.
         batched: Whether the model itself has that batch axis (``max_batch_size`` above 0).
         max_rows: The most rows of a call, where the batch axis is of fixed length.
     """
 
     signature: Signature
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     max_rows: int | None
@@ -48,6 +48,11 @@ class Binding:
     def spec(self) -> ModelSpec:
         """The signature as values, axis 0 being the batch."""
         return self.signature.spec
+
+    @property
+    def input(self) -> TensorSpec:
+        """The input that is fed, or the first of them."""
+        return self.inputs[0]
 
     @property
     def output(self) -> TensorSpec:
@@ -60,12 +65,22 @@ class Binding:
         return tuple(output.name for output in self.outputs)
 
     def tensors(self, value: object, *, item: bool) -> tuple[tuple[InputTensor, ...], int]:
-        """Return the call's tensors and rows.
+        """Return the call's tensors and rows, of a value for the one input.
 
         Raises:
             InvalidInputError: The value does not fit the input.
         """
-        tensors, rows = self.signature.bind({self.input.name: value}, item=item)
+        return self.bind({self.input.name: value}, item=item)
+
+    def bind(
+        self, values: Mapping[str, object], *, item: bool
+    ) -> tuple[tuple[InputTensor, ...], int]:
+        """Return the call's tensors and rows, of values by input name.
+
+        Raises:
+            InvalidInputError: They do not fit the inputs.
+        """
+        tensors, rows = self.signature.bind(values, item=item)
         if self.max_rows is not None and rows > self.max_rows:
             raise InvalidInputError(
                 f"model {self.spec.name!r}, input {self.input.name!r}: expected {self.max_rows} "
@@ -111,7 +126,7 @@ class Binding:
 
     def misfit(self, tensor: TensorSpec, expected: str) -> ConfigurationError:
         """Return the error that the input or output is not what the handle needs."""
-        kind = "input" if tensor is self.input else "output"
+        kind = "input" if tensor in self.inputs else "output"
         got = tensor_text(tensor, batched=True)
         return ConfigurationError(
             f"model {self.spec.name!r}: expected an {kind} {expected}, got {got}",
@@ -132,7 +147,17 @@ def bind_one(signature: Signature, input_name: str | None, output_name: str | No
     """
     spec = signature.spec
     output = _chosen(spec, "output", output_name, spec.outputs, spec.outputs)
-    return _bound(signature, _input_of(spec, input_name), (output,))
+    return _bound(signature, (_input_of(spec, input_name),), (output,))
+
+
+@lru_cache(maxsize=512)
+def bind_all(signature: Signature) -> Binding:
+    """Return the binding to all inputs and outputs; see :func:`bind_one`.
+
+    Raises:
+        ConfigurationError: There is no axis for the batch.
+    """
+    return _bound(signature, signature.spec.inputs, signature.spec.outputs)
 
 
 @lru_cache(maxsize=512)
@@ -150,22 +175,24 @@ def bind_some(
         outputs = tuple(
             _chosen(spec, "output", name, spec.outputs, spec.outputs) for name in output_names
         )
-    return _bound(signature, _input_of(spec, input_name), outputs)
+    return _bound(signature, (_input_of(spec, input_name),), outputs)
 
 
-def _bound(signature: Signature, given: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Binding:
+def _bound(
+    signature: Signature, given: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> Binding:
     spec = signature.spec
     if spec.batched:
         return Binding(signature, given, outputs, batched=True, max_rows=None)
-    if any(tensor.shape[:1] not in {(-1,), (1,)} for tensor in (given, *outputs)):
+    if any(tensor.shape[:1] not in {(-1,), (1,)} for tensor in (*given, *outputs)):
         raise ConfigurationError(
             f"model {spec.name!r} has no axis for a batch: its max_batch_size is 0, and axis 0 is "
-            f"neither free nor 1 in all of {_listed(spec, (given, *outputs))}; call it by "
+            f"neither free nor 1 in all of {_listed(spec, (*given, *outputs))}; call it by "
             f"pool.model({spec.name!r})",
             model=spec.name,
         )
     in_rows = signature_of(replace(spec, max_batch_size=1), signature.casting)
-    max_rows = None if given.shape[0] == -1 else 1
+    max_rows = None if all(tensor.shape[0] == -1 for tensor in given) else 1
     return Binding(in_rows, given, outputs, batched=False, max_rows=max_rows)
 
 

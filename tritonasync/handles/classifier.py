@@ -11,15 +11,17 @@ from typing import Final, Literal, TypeAlias
 
 import numpy.typing as npt
 
+from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, ProtocolError
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
+from tritonasync.handles.architecture import Plug
 from tritonasync.handles.binding import Binding, Floats, bind_one
 from tritonasync.handles.classifications import Classification, Classifications, ClassScore
 from tritonasync.handles.labels import checked_labels, numbers
-from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
+from tritonasync.handles.typed import Feed, TypedHandle
 from tritonasync.processing.vectors import sigmoid, softmax
 
 __all__ = ["Activation", "ClassScore", "Classification", "Classifications", "Classifier"]
@@ -31,7 +33,7 @@ Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 _ACTIVATIONS: Final = {"softmax": softmax, "sigmoid": sigmoid, "none": None}
 
 
-class Classifier(RowHandle[Classifications]):
+class Classifier(TypedHandle[Classifications, None]):
     """A model that gives a score for each class.
 
     Its output is ``[batch, C]``; further axes are allowed if they are 1 long. A model whose
@@ -50,6 +52,7 @@ class Classifier(RowHandle[Classifications]):
         labels: The classes' names in the order of the output; ``None`` names them by number.
         activation: What makes scores of the output.
         casting: Which arrays are converted to the model's dtype unasked.
+        plug: An architecture of the user's, in place of the steps before and after the model.
 
     Raises:
         ConfigurationError: An option makes no sense.
@@ -68,6 +71,7 @@ class Classifier(RowHandle[Classifications]):
         labels: Sequence[str] | None = None,
         activation: Activation = "softmax",
         casting: Casting = "safe",
+        plug: Plug | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -75,10 +79,11 @@ class Classifier(RowHandle[Classifications]):
             invoker,
             catalog,
             timeout_s=timeout_s,
-            input_name=input_name,
-            output_name=output_name,
             casting=casting,
+            plug=plug,
         )
+        self._input_name = input_name
+        self._output_name = output_name
         if activation not in _ACTIVATIONS:
             raise ConfigurationError(
                 f"classifier {name!r}: activation is one of {', '.join(_ACTIVATIONS)}, "
@@ -123,7 +128,20 @@ class Classifier(RowHandle[Classifications]):
             raise self._wrong_labels(axes[0])
         return binding
 
-    def _read(self, binding: Binding, reply: Reply, rows: int) -> Classifications:
+    def _feed(
+        self, binding: Binding, value: object, *, item: bool, deadline: Deadline
+    ) -> Feed[None]:
+        del deadline
+        return Feed(*binding.tensors(value, item=item), None)
+
+    def _work_nbytes(self, binding: Binding, value: object) -> int:
+        return binding.signature.conversion_nbytes({binding.input.name: value})
+
+    def _adopt(self, made: object, rows: int, reply: Reply) -> Classifications:
+        raise TypeError(made, rows, reply)
+
+    def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Classifications:
+        del context
         raw = binding.floats(reply, binding.output, rows)
         scores = self._activated(_by_class(raw, reply, binding))
         classes = self._labels or numbers(scores.shape[1])

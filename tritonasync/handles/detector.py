@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
+from tritonasync.core.offload import reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Array, Reply
-from tritonasync.handles.base import Handle, Prepared, Request
+from tritonasync.handles.architecture import Plug
 from tritonasync.handles.binding import Binding, bind_some
 from tritonasync.handles.decoders import Candidates, Decoder, DecoderName, decode, pick
 from tritonasync.handles.detections import Detection, Detections
 from tritonasync.handles.frames import Canvas, Layout, canvas_of, frames, work_nbytes
 from tritonasync.handles.labels import checked_labels
 from tritonasync.handles.signature import Signature
+from tritonasync.handles.typed import Feed, TypedHandle, floats_of
 from tritonasync.processing.boxes import clip, suppress
 from tritonasync.processing.images import Letterbox
 
@@ -46,14 +46,6 @@ _DECODING_WEIGHT: Final = 64
 microseconds for each box kept, so that 16 KiB of output can keep a thread busy for milliseconds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sent:
-    """What was sent, to understand the reply."""
-
-    binding: Binding
-    places: list[Letterbox]
-
-
 @dataclass(frozen=True, slots=True)
 class _Thresholds:
     """Which candidates become detections."""
@@ -65,7 +57,7 @@ class _Thresholds:
     labels: tuple[str, ...] | None
 
 
-class Detector(Handle):
+class Detector(TypedHandle[list[Detections], list[Letterbox]]):
     """A model that gives boxes with scores and classes.
 
     Images may be of any size, also within a batch: each is scaled to fit the model's input, its
@@ -94,6 +86,7 @@ class Detector(Handle):
             keeps both, for models that have removed duplicates themselves.
         max_detections: The most detections of an image, best first.
         class_agnostic: Whether boxes of different classes are duplicates of one another, too.
+        plug: An architecture of the user's, in place of the steps before and after the model.
 
     Raises:
         ConfigurationError: An option makes no sense.
@@ -117,8 +110,9 @@ class Detector(Handle):
         iou_threshold: float | None = 0.45,
         max_detections: int = 300,
         class_agnostic: bool = False,
+        plug: Plug | None = None,
     ) -> None:
-        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s)
+        super().__init__(name, version, invoker, catalog, timeout_s=timeout_s, plug=plug)
         subject = f"detector {name!r}"
         self._input_name = input_name
         if isinstance(outputs, str):
@@ -134,7 +128,7 @@ class Detector(Handle):
             class_agnostic,
             checked_labels(subject, labels),
         )
-        self._fit: tuple[Signature, Binding, Canvas] | None = None
+        self._fit: tuple[Binding, Canvas] | None = None
         _check_options(subject, decoder, layout, image_size, self._thresholds)
 
     async def __call__(
@@ -160,7 +154,7 @@ class Detector(Handle):
             ServerError: The server answered with an error.
         """
         given = list(images) if isinstance(images, Iterator) else images  # it is looked at twice
-        return await self._detect(given, timeout_s)
+        return await self._run(given, timeout_s, item=False)
 
     async def one(self, image: ImageLike, *, timeout_s: float | None = None) -> Detections:
         """Find the objects in one image, ``[H, W]`` or ``[H, W, C]``.
@@ -168,31 +162,14 @@ class Detector(Handle):
         Raises:
             TritonError: As the call on several.
         """
-        return (await self._detect([image], timeout_s))[0]
-
-    async def _detect(self, images: object, timeout_s: float | None) -> list[Detections]:
-        deadline = self._deadline(timeout_s)
-
-        def prepare(signature: Signature) -> Prepared[_Sent]:
-            return self._rendered(signature, images, deadline)
-
-        def nbytes_ahead(signature: Signature) -> int:
-            return work_nbytes(images, self._fitted(signature)[1])
-
-        prepared, reply = await self._infer(prepare, nbytes_ahead, Request(deadline))
-        finish = partial(self._read, prepared.context, reply)
-        if reply_nbytes(reply) * _DECODING_WEIGHT < LONG_NBYTES:
-            return finish()
-        return await in_worker(finish, deadline=NEVER, model=self._name)
+        return (await self._run([image], timeout_s, item=False))[0]
 
     # --- before ---
 
-    def _fitted(self, signature: Signature) -> tuple[Binding, Canvas]:
-        if self._fit is None or self._fit[0] is not signature:
-            binding = self._bind(signature)
-            canvas = canvas_of(binding, self._layout, self._image_size)
-            self._fit = signature, binding, canvas
-        return self._fit[1:]
+    def _canvas(self, binding: Binding) -> Canvas:
+        if self._fit is None or self._fit[0] is not binding:
+            self._fit = binding, canvas_of(binding, self._layout, self._image_size)
+        return self._fit[1]
 
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_some(signature, self._input_name, self._outputs)
@@ -201,20 +178,29 @@ class Detector(Handle):
             pick(self._decoder, shapes, model=self._name)  # known now: better than after the call
         return binding
 
-    def _rendered(
-        self, signature: Signature, images: object, deadline: Deadline
-    ) -> Prepared[_Sent]:
-        binding, canvas = self._fitted(signature)
-        tensor, places = canvas.render(frames(images, canvas), deadline)
-        tensors, rows = binding.tensors(tensor, item=False)
-        sent = _Sent(binding, places)
-        return Prepared(tensors, binding.call_rows(rows), sent, binding.output_names)
+    def _work_nbytes(self, binding: Binding, value: object) -> int:
+        return work_nbytes(value, self._canvas(binding))
+
+    def _feed(
+        self, binding: Binding, value: object, *, item: bool, deadline: Deadline
+    ) -> Feed[list[Letterbox]]:
+        del item
+        canvas = self._canvas(binding)
+        tensor, places = canvas.render(frames(value, canvas), deadline)
+        return Feed(*binding.tensors(tensor, item=False), places)
 
     # --- after ---
 
-    def _read(self, sent: _Sent, reply: Reply) -> list[Detections]:
-        rows = len(sent.places)
-        candidates = self._decoded(_outputs(sent.binding, reply, rows))
+    def _reading_nbytes(self, reply: Reply) -> int:
+        return reply_nbytes(reply) * _DECODING_WEIGHT
+
+    def _adopt(self, made: object, rows: int, reply: Reply) -> list[Detections]:
+        raise TypeError(made, rows, reply)
+
+    def _read(
+        self, binding: Binding, reply: Reply, rows: int, context: list[Letterbox]
+    ) -> list[Detections]:
+        candidates = self._decoded(floats_of(binding, reply, rows))
         if len(candidates) != rows:
             raise ConfigurationError(
                 f"detector {self._name!r}: expected the decoder to give the candidates of {rows} "
@@ -223,7 +209,7 @@ class Detector(Handle):
             )
         return [
             _detections(found, place, self._thresholds, self._name)
-            for found, place in zip(candidates, sent.places, strict=True)
+            for found, place in zip(candidates, context, strict=True)
         ]
 
     def _decoded(self, outputs: Mapping[str, Array]) -> Sequence[Candidates]:
@@ -235,16 +221,6 @@ class Detector(Handle):
         if decoder == "yolov8" and labels and len(labels) != shapes[name][1] - 4:
             raise _wrong_labels(self._name, f"{shapes[name][1] - 4} classes", labels)
         return decode(decoder, outputs[name])
-
-
-def _outputs(binding: Binding, reply: Reply, rows: int) -> dict[str, Array]:
-    """Return the outputs by name, floating-point ones as float32."""
-    return {
-        output.name: binding.floats(reply, output, rows)
-        if output.datatype in ("FP16", "BF16", "FP32", "FP64")
-        else binding.array(reply, output, rows)
-        for output in binding.outputs
-    }
 
 
 def _detections(

@@ -12,21 +12,23 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import InvalidInputError, ProtocolError
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import Reply
+from tritonasync.handles.architecture import Plug
 from tritonasync.handles.binding import Binding, bind_one
 from tritonasync.handles.conversion import is_array
-from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
+from tritonasync.handles.typed import Feed, TypedHandle
 from tritonasync.processing.vectors import l2_normalise
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 """``[N, D]``, or ``[D]`` of one item."""
 
 
-class Encoder(RowHandle[Embeddings]):
+class Encoder(TypedHandle[Embeddings, None]):
     """A model that gives one vector for each row.
 
     A model with a BYTES input takes texts: a list of ``str`` (sent as UTF-8) or ``bytes``. Any
@@ -43,6 +45,7 @@ class Encoder(RowHandle[Embeddings]):
         output_name: The output to read; may be left out if there is only one.
         normalize: Whether vectors are scaled to length 1 (a zero vector stays zero).
         casting: Which arrays are converted to the model's dtype unasked.
+        plug: An architecture of the user's, in place of the steps before and after the model.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Encoder(RowHandle[Embeddings]):
         output_name: str | None = None,
         normalize: bool = False,
         casting: Casting = "safe",
+        plug: Plug | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -64,10 +68,11 @@ class Encoder(RowHandle[Embeddings]):
             invoker,
             catalog,
             timeout_s=timeout_s,
-            input_name=input_name,
-            output_name=output_name,
             casting=casting,
+            plug=plug,
         )
+        self._input_name = input_name
+        self._output_name = output_name
         self._normalize = normalize
 
     async def __call__(self, batch: npt.ArrayLike, *, timeout_s: float | None = None) -> Embeddings:
@@ -103,8 +108,17 @@ class Encoder(RowHandle[Embeddings]):
         vectors = await self._run(item, timeout_s, item=True)
         return cast("Embeddings", vectors[0])
 
-    def _given(self, binding: Binding, value: npt.ArrayLike, *, item: bool) -> object:
-        return _texts(binding, value, item=item)
+    def _feed(
+        self, binding: Binding, value: object, *, item: bool, deadline: Deadline
+    ) -> Feed[None]:
+        del deadline
+        return Feed(*binding.tensors(_texts(binding, value, item=item), item=item), None)
+
+    def _work_nbytes(self, binding: Binding, value: object) -> int:
+        return binding.signature.conversion_nbytes({binding.input.name: value})
+
+    def _adopt(self, made: object, rows: int, reply: Reply) -> Embeddings:
+        raise TypeError(made, rows, reply)
 
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_one(signature, self._input_name, self._output_name)
@@ -113,7 +127,8 @@ class Encoder(RowHandle[Embeddings]):
             raise binding.misfit(output, "of one vector a row: numbers of shape [batch, D]")
         return binding
 
-    def _read(self, binding: Binding, reply: Reply, rows: int) -> Embeddings:
+    def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Embeddings:
+        del context
         vectors = binding.floats(reply, binding.output, rows)
         if vectors.ndim != 2:
             raise ProtocolError(
