@@ -1,8 +1,9 @@
-"""Resizing against a plain reference and Pillow; letterboxing against its own inverse."""
+"""Resizing against a plain reference and Pillow; placing against its own inverse."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,11 +13,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tritonasync.processing.images import (
-    Letterbox,
-    grey_to_rgb,
+    Placement,
+    Resize,
     resize_bilinear,
     rgb_to_grey,
-    to_unit,
 )
 
 SIDES = st.integers(1, 40)
@@ -97,21 +97,6 @@ def test_nan_goes_through_and_stays_where_it_is_blended():
     assert (columns.min(), columns.max()) == (rows.min(), rows.max())
 
 
-@given(hnp.arrays(np.uint8, (4, 5, 3)))
-def test_unit_scale_is_exactly_the_value_over_255(image):
-    unit = to_unit(image)
-    assert unit.dtype == np.float32
-    np.testing.assert_array_equal(unit, image.astype(np.float32) / np.float32(255))
-
-
-def test_grey_becomes_three_equal_channels_without_a_copy():
-    grey = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
-    rgb = grey_to_rgb(grey)
-    assert rgb.shape == (2, 3, 3)
-    assert np.shares_memory(rgb, grey)
-    np.testing.assert_array_equal(rgb, np.repeat(grey, 3, axis=2))
-
-
 def test_brightness_agrees_with_pillow():
     image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     expected = np.asarray(Image.fromarray(image).convert("L"), np.float32)
@@ -122,7 +107,7 @@ def test_brightness_agrees_with_pillow():
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 1000))
 def test_a_letterboxed_image_fits_touches_two_edges_and_is_centred(rows, columns, height, width):
-    fit = Letterbox.fit(rows, columns, height, width)
+    fit = Placement.fit(rows, columns, height, width)
     assert 1 <= fit.height <= height
     assert 1 <= fit.width <= width
     assert fit.height == height or fit.width == width
@@ -138,14 +123,16 @@ def test_a_letterboxed_image_fits_touches_two_edges_and_is_centred(rows, columns
     st.integers(1, 2000),
     st.integers(8, 700),
     st.integers(8, 700),
+    st.sampled_from(get_args(Resize)),
     hnp.arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32)),
 )
-def test_boxes_go_to_the_canvas_and_back(rows, columns, height, width, shares):
-    fit = Letterbox.fit(rows, columns, height, width)
+def test_boxes_go_to_the_canvas_and_back(rows, columns, height, width, resize, shares):
+    fit = Placement.fit(rows, columns, height, width, resize)
     boxes = shares * np.array([columns, rows, columns, rows], np.float32)
     on_canvas = fit.to_canvas(boxes)
-    assert np.all(on_canvas[:, [0, 2]] >= fit.left - 1e-3)
-    assert np.all(on_canvas[:, [0, 2]] <= fit.left + fit.width + 1e-3)
+    slack = 1e-6 * max(fit.width, 1000)
+    assert np.all(on_canvas[:, [0, 2]] >= fit.left - slack)
+    assert np.all(on_canvas[:, [0, 2]] <= fit.left + fit.width + slack)
     # a thin image squeezed to a pixel leaves little to compute back from
     np.testing.assert_allclose(fit.to_image(on_canvas), boxes, atol=1e-3 * max(rows, columns))
 
@@ -153,16 +140,74 @@ def test_boxes_go_to_the_canvas_and_back(rows, columns, height, width, shares):
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 99), st.integers(1, 99))
 def test_the_whole_image_is_the_whole_of_its_place(rows, columns, height, width):
     """Sizes on the canvas are rounded, so the scales of x and y differ a little."""
-    fit = Letterbox.fit(rows, columns, height, width)
+    fit = Placement.fit(rows, columns, height, width)
     whole = np.array([0, 0, columns, rows], np.float32)
     edges = [fit.left, fit.top, fit.left + fit.width, fit.top + fit.height]
     np.testing.assert_allclose(fit.to_canvas(whole), edges, rtol=1e-5)
     np.testing.assert_allclose(fit.to_image(np.array(edges, np.float32)), whole, rtol=1e-4)
 
 
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 99), st.integers(1, 99))
+def test_stretched_an_image_takes_the_whole_canvas(rows, columns, height, width):
+    fit = Placement.fit(rows, columns, height, width, "stretch")
+    assert fit == Placement(rows, columns, height, width, top=0, left=0)
+    assert fit.window(height, width) == ((0, height), (0, width))
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 99), st.integers(1, 99))
+def test_cropped_an_image_covers_the_canvas_by_its_shorter_side(rows, columns, height, width):
+    """The sizes and the middle are those of torchvision's Resize and CenterCrop."""
+    fit = Placement.fit(rows, columns, height, width, "crop")
+    assert fit.height >= height
+    assert fit.width >= width
+    assert fit.height == height or fit.width == width
+    scale = max(height / rows, width / columns)
+    assert -1e-6 <= rows * scale - fit.height < 1 + 1e-6 or fit.height == height
+    assert -1e-6 <= columns * scale - fit.width < 1 + 1e-6 or fit.width == width
+    assert (-fit.top, -fit.left) == (
+        round((fit.height - height) / 2.0),
+        round((fit.width - width) / 2.0),
+    )
+    (top, bottom), (left, right) = fit.window(height, width)
+    assert (bottom - top, right - left) == (height, width)
+    assert fit.place(np.zeros((height, width, 1))).shape == (height, width, 1)
+
+
+@given(
+    hnp.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))),
+    SIDES,
+    SIDES,
+    st.sampled_from(["letterbox", "stretch", "crop"]),
+)
+def test_a_window_is_cut_from_the_whole(image, height, width, resize):
+    fit = Placement.fit(image.shape[0], image.shape[1], height, width, resize)
+    window = fit.window(height, width)
+    whole = resize_bilinear(image, fit.height, fit.width)
+    part = resize_bilinear(image, fit.height, fit.width, window)
+    np.testing.assert_array_equal(part, whole[slice(*window[0]), slice(*window[1])])
+    assert fit.place(np.zeros((height, width, 3))).shape == part.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 200_000, 3), (200_000, 1, 3)])
+def test_the_whole_of_a_long_thin_image_is_never_made(shape):
+    """The whole of it would be 224 x 44,800,000 pixels, 40 GB."""
+    image = np.zeros(shape, np.uint8)
+    fit = Placement.fit(*shape[:2], 224, 224, "crop")
+    assert max(fit.height, fit.width) == 224 * 200_000
+    assert resize_bilinear(image, fit.height, fit.width, fit.window(224, 224)).shape[:2] == (
+        224,
+        224,
+    )
+
+
+def test_not_resized_an_image_stays_where_it_is():
+    fit = Placement.fit(100, 200, 100, 200, "none")
+    assert fit == Placement(100, 200, 100, 200, top=0, left=0)
+
+
 def test_the_corners_of_the_image_are_the_corners_of_its_place():
-    fit = Letterbox.fit(100, 200, 64, 64)
-    assert fit == Letterbox(100, 200, height=32, width=64, top=16, left=0)
+    fit = Placement.fit(100, 200, 64, 64)
+    assert fit == Placement(100, 200, height=32, width=64, top=16, left=0)
     whole = np.array([0, 0, 200, 100], np.float32)
     assert fit.to_canvas(whole).tolist() == [0, 16, 64, 48]
     assert fit.to_image(np.array([0, 16, 64, 48], np.float32)).tolist() == whole.tolist()
@@ -172,7 +217,7 @@ def test_a_spot_lands_where_its_box_says():
     image = np.zeros((100, 200, 1), np.uint8)
     image[40:60, 120:160] = 200
     canvas = np.full((64, 64, 1), 7, np.float32)
-    fit = Letterbox.fit(100, 200, 64, 64)
+    fit = Placement.fit(100, 200, 64, 64)
     fit.place(canvas)[...] = resize_bilinear(image, fit.height, fit.width)
     assert np.all(canvas[:16] == 7)
     assert np.all(canvas[48:] == 7)
