@@ -1,12 +1,14 @@
 """What a pool was made with: a user's arguments, checked once.
 
-Pure; opens nothing.
+Opens nothing, and reads nothing but whether a folder is there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import get_args
 
 from tritonasync.core.checks import is_count
@@ -40,6 +42,7 @@ class Options:
     streams: StreamPolicy
     shared_memory: Sharing
     memory: MemoryPolicy
+    model_repository: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what type checkers would; not everybody runs one."""
@@ -85,6 +88,26 @@ class Options:
             )
         if not isinstance(self.health, HealthPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"health must be a HealthPolicy, not {self.health!r}")
+
+
+def repository_of(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder that a user named as the models' repository.
+
+    Raises:
+        ConfigurationError: It is no path, or no folder of this machine.
+    """
+    if path is None:
+        return None
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"model_repository must be the path of a folder, not {path!r}")
+    folder = Path(path).expanduser()
+    if not str(path) or not folder.is_dir():
+        raise ConfigurationError(
+            f"model_repository is no folder on this machine: {str(path)!r}. It is the one with the "
+            "models' folders, as tritonserver's --model-repository; leave it out if the server's "
+            "files are not here"
+        )
+    return folder.absolute()
 
 
 def endpoints_of(

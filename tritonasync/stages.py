@@ -39,6 +39,7 @@ from tritonasync.transport.channel import open_channels
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.gate import Gate
+from tritonasync.transport.labels import LabelBook
 from tritonasync.transport.shared import check_sharing
 from tritonasync.transport.statistics import EndpointStatistics
 
@@ -87,7 +88,8 @@ class Stages:
         self._shares = False  # whether calls were placed in shared memory
         self._removals: dict[asyncio.Task[None], EndpointBackend] = {}
         self._router = Router(options.retry, options.health, prefer_near=options.prefer_loopback)
-        self.catalog = Catalog(self._router.describe, self._waits_for)
+        labels = LabelBook(self._router.labels, options.model_repository, self._waits_for)
+        self.catalog: Catalog = Catalog(self._router.describe, self._waits_for, labels=labels)
         self._batcher: Batcher | None = None
         for endpoint in options.endpoints:
             self.add(endpoint)

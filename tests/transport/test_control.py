@@ -60,3 +60,27 @@ def test_the_idle_time_is_a_second_where_it_is_left_out(told_us, idle_s):
 def test_a_model_without_sequences_forgets_none():
     spec = spec_of()
     assert (spec.stateful, spec.sequence_ids, spec.sequence_idle_s) == (False, "any", math.inf)
+
+
+@pytest.mark.parametrize(
+    ("hint", "layout"), [("FORMAT_NONE", None), ("FORMAT_NHWC", "NHWC"), ("FORMAT_NCHW", "NCHW")]
+)
+def test_layouts_and_label_files_are_the_configurations(hint, layout):
+    config = model_config_pb2.ModelConfig(
+        name="net",
+        input=[
+            {"name": "X", "format": model_config_pb2.ModelInput.Format.Value(hint)},
+            {"name": "HINT", "optional": True},
+        ],
+        output=[{"name": "Y", "label_filename": "labels.txt"}, {"name": "Z"}],
+    )
+    tensor = {"datatype": "FP32", "shape": [-1, 4]}
+    metadata = service_pb2.ModelMetadataResponse(
+        name="net",
+        inputs=[{"name": name, **tensor} for name in ("X", "HINT", "NEW")],
+        outputs=[{"name": name, **tensor} for name in ("Z", "Y", "NEW")],
+    )
+    spec = _model_spec("", metadata, config, "a:1")
+    assert [tensor.layout for tensor in spec.inputs] == [layout, None, None]
+    assert [tensor.optional for tensor in spec.inputs] == [False, True, False]
+    assert [tensor.label_filename for tensor in spec.outputs] == ["", "labels.txt", ""]

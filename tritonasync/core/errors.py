@@ -182,7 +182,7 @@ class DeadlineExceededError(TritonError, TimeoutError):
         self.stage: Stage = stage
         self.timeout_s = timeout_s
         # What waits for a connection is sent once there is one, caller or no caller.
-        self.may_have_executed = stage in {"connect", "server", "responses"}
+        self.may_have_executed: bool = stage in {"connect", "server", "responses"}
 
 
 # --- nobody's: state and room ------------------------------------------------------------------

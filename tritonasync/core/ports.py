@@ -12,13 +12,21 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.values import Array, Call, MemoryKind, ModelSpec, Reply
+from tritonasync.core.values import (
+    Array,
+    Call,
+    ClassQuestion,
+    MemoryKind,
+    ModelSpec,
+    Reply,
+    TensorSpec,
+)
 
 
 class Invoker(Protocol):
     """A stage between a handle and the server: takes a call, gives its reply."""
 
-    def infer(self, call: Call) -> Coroutine[Any, Any, Reply]:
+    def infer(self, call: Call, /) -> Coroutine[Any, Any, Reply]:
         """Run one inference (``async def``, or what gives the next stage's coroutine).
 
         A cancelled caller harms nobody: the stage below goes on with the request it has sent.
@@ -87,6 +95,10 @@ class Backend(Invoker, StreamInvoker, Protocol):
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         """Return the signature of a model as this endpoint serves it."""
+        ...
+
+    async def labels(self, question: ClassQuestion, deadline: Deadline) -> tuple[str, ...]:
+        """Return the names of an output's classes, ``""`` where one has none."""
         ...
 
     async def ready(self, deadline: Deadline) -> bool:
@@ -160,6 +172,47 @@ class ModelCatalog(Protocol):
 
     def forget(self, model: str) -> None:
         """Drop what is remembered of a model, because it may have been reloaded."""
+        ...
+
+    def known_labels(
+        self, model: str, version: str, output: str, *, asking: bool
+    ) -> tuple[str, ...] | None:
+        """Return the names of an output's classes if they are in memory: the short way.
+
+        Args:
+            model: The model.
+            version: The version asked for.
+            output: The output's name.
+            asking: Whether the server would be asked, if there is no file of them.
+
+        Returns:
+            ``""`` stands for a class without a name; empty if it is known that there are none, and
+            ``None`` if :meth:`labels` has to find out.
+        """
+        ...
+
+    async def labels(
+        self,
+        spec: ModelSpec,
+        output: TensorSpec,
+        question: ClassQuestion | None,
+        deadline: Deadline,
+    ) -> tuple[str, ...]:
+        """Return the names that come with a model, from its folder, or by asking the server.
+
+        Args:
+            spec: The model.
+            output: The output.
+            question: What to ask; ``None`` not to. It is not asked where it could do harm.
+            deadline: When the caller stops waiting; the question goes on.
+
+        Returns:
+            As :meth:`known_labels`; empty also if they could not be had.
+
+        Raises:
+            DeadlineExceededError: ``deadline`` passed (stage ``"metadata"`` or ``"connect"``).
+            PoolClosedError: The pool was closed meanwhile.
+        """
         ...
 
 

@@ -50,6 +50,9 @@ ParameterValue: TypeAlias = bool | int | float | str
 OutputMemory: TypeAlias = Literal["host", "gpu"]
 """Where outputs are wanted: numpy arrays, or CuPy arrays."""
 
+ImageLayout: TypeAlias = Literal["NCHW", "NHWC"]
+"""The order of an image tensor's axes, the batch first."""
+
 Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
 """Parameters as pairs, so that a call can be a key. (``True == 1``: compare the types as well.)"""
 
@@ -64,12 +67,17 @@ class TensorSpec:
         shape: The axes of *one request*, the batch axis included if the model has one; -1 where the
             model takes any size.
         optional: Whether an input may be left out.
+        layout: The order of an image's axes, where the model's configuration says it
+            (``FORMAT_NCHW``, ``FORMAT_NHWC``).
+        label_filename: The file of an output's class names, in the model's folder; ``""`` for none.
     """
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
     optional: bool = False
+    layout: ImageLayout | None = None
+    label_filename: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +204,21 @@ class Call:
         return self.sequence is not None or any(
             name == "sequence_id" for name, _ in self.parameters
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ClassQuestion:
+    """What is sent to a server to have it name the classes of an output.
+
+    Attributes:
+        call: A call of the model with one row.
+        output: The output.
+        classes: How many classes it has.
+    """
+
+    call: Call
+    output: str
+    classes: int
 
 
 @dataclass(frozen=True, slots=True)

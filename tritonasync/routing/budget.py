@@ -52,8 +52,8 @@ class Budget:
     )
 
     def __init__(self, *, share: float, least_per_s: float, window_s: float = 10.0) -> None:
-        self.spent = 0
-        self.refused = 0
+        self.spent: int = 0
+        self.refused: int = 0
         self._share = share
         self._least = least_per_s * window_s
         self._calls = 0

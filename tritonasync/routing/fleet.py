@@ -43,7 +43,7 @@ class Fleet:
         self._policy = policy
         self._balancer: Balancer[Member] = Balancer(prefer_near=prefer_near)
         self.members: list[Member] = []
-        self.on_trial = False
+        self.on_trial: bool = False
         self._ready: list[Member] = []
         self._plain = True  # nobody is half open, and no model is ill anywhere
         self._due_at = -math.inf

@@ -62,8 +62,8 @@ class Hedges:
         self._fleet = fleet
         self._latencies: dict[ModelKey, Latencies] = {}
         self._runners: set[asyncio.Task[Any]] = set()
-        self.count = 0
-        self.wins = 0
+        self.count: int = 0
+        self.wins: int = 0
 
     async def race(self, errand: Errand, attempt: HedgedAttempt[_T]) -> _T:
         """Return the first answer.

@@ -122,21 +122,22 @@ class Member:
         policy: HealthPolicy,
         changed: Callable[[], None],
     ) -> None:
-        self.backend = backend
-        self.target = backend.target
-        self.weight = weight
-        self.near = is_near(backend.target)
-        self.load = 0
-        self.share = self.pace = weight
-        self.health = Health(policy)
+        self.backend: Backend = backend
+        self.target: str = backend.target
+        self.weight: float = weight
+        self.near: bool = is_near(backend.target)
+        self.load: int = 0
+        self.share: float = weight
+        self.pace: float = weight
+        self.health: Health = Health(policy)
         self.models: dict[ModelKey, Health] = {}
-        self.draining = False
-        self.steady = True
-        self.latency_s = 0.0
+        self.draining: bool = False
+        self.steady: bool = True
+        self.latency_s: float = 0.0
         self._last_s = 0.0
-        self.heard = False
-        self.attempts = 0
-        self.failures = 0
+        self.heard: bool = False
+        self.attempts: int = 0
+        self.failures: int = 0
         self._policy = policy
         self._changed = changed
 

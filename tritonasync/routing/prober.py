@@ -60,7 +60,7 @@ class Prober:
         self._questions: dict[object, tuple[asyncio.Task[None], float]] = {}  # since when
         self._ask_at: dict[Member, float] = {}
         self._closed = False
-        self.dormant = True
+        self.dormant: bool = True
 
     def wake(self) -> None:
         """Begin to watch: a call is about to be sent."""

@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import SequenceLostError, SequenceNotFoundError, TritonError
 from tritonasync.core.resilience import HealthPolicy, RetryPolicy
-from tritonasync.core.values import Call, ModelSpec, Reply, SequenceStep
+from tritonasync.core.values import Call, ClassQuestion, ModelSpec, Reply, SequenceStep
 from tritonasync.routing.affinity import Pins, SequenceKey, key_of, sequence_of
 from tritonasync.routing.budget import Budget
 from tritonasync.routing.fleet import Fleet
@@ -59,7 +59,7 @@ class Router:
     def __init__(
         self, retry: RetryPolicy, health: HealthPolicy, *, prefer_near: bool = False
     ) -> None:
-        self.fleet = Fleet(health, prefer_near=prefer_near)
+        self.fleet: Fleet = Fleet(health, prefer_near=prefer_near)
         self._budget = Budget(share=retry.budget, least_per_s=retry.min_retries_per_s)
         self._retries = Retries(retry, self._budget)
         self._hedges = Hedges(retry, self._budget, self.fleet) if retry.hedges else None
@@ -122,6 +122,18 @@ class Router:
             lambda member: member.backend.describe(model, version, deadline),
             rows=1,
         )
+
+    async def labels(self, question: ClassQuestion, deadline: Deadline) -> tuple[str, ...]:
+        """Return the names of an output's classes, from whichever endpoint answers.
+
+        Raises as :meth:`infer` does.
+        """
+        call = question.call
+        key = call.model, call.version
+        errand = Errand(
+            key, deadline, idempotent=call.idempotent, began=time.monotonic(), question=True
+        )
+        return await self._run(errand, lambda member: member.backend.labels(question, deadline), 1)
 
     def stream(self, call: Call) -> RoutedResponses:
         """Return the responses to a call (this is a :class:`StreamInvoker`, too).

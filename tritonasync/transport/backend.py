@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.policies import MemoryPolicy, StreamPolicy
 from tritonasync.core.ports import Responses
-from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.core.values import Call, ClassQuestion, ModelSpec, Reply
 from tritonasync.memory.store import MemoryStore
 from tritonasync.transport.auto import AutoInvoker
+from tritonasync.transport.classes import ask_labels
 from tritonasync.transport.control import Control
 from tritonasync.transport.endpoint import TEARDOWN_S, Endpoint
 from tritonasync.transport.loading import hosted
@@ -78,14 +79,14 @@ class EndpointBackend:
         outputs_of: OutputNames = _unknown,
     ) -> None:
         self.endpoint = endpoint
-        self.control = Control(endpoint)
-        self.streams = Streams(endpoint.link, streams)
+        self.control: Control = Control(endpoint)
+        self.streams: Streams = Streams(endpoint.link, streams)
         self._unary = UnaryInvoker(endpoint).infer
         self._streamed = StreamedInvoker(self.streams, self._unary)
         self._auto = AutoInvoker(self._unary, self._streamed.infer, self.streams, self.control)
         ways = {"unary": self._unary, "stream": self._stream_plain, "auto": self._auto.infer}
         self._on_wire = ways[transport]
-        self.infer = self._host
+        self.infer: Callable[[Call], Coroutine[Any, Any, Reply]] = self._host
         self._shared: Shared | None = None
         if store is not None and may_share(endpoint.target, sharing):
             self._shared = Shared(
@@ -131,6 +132,11 @@ class EndpointBackend:
         Raises as :class:`Control`'s methods do; the questions below as well.
         """
         return await self.control.describe(model, version, deadline)
+
+    async def labels(self, question: ClassQuestion, deadline: Deadline) -> tuple[str, ...]:
+        """Return the names of an output's classes, as this endpoint's label file has them."""
+        call = replace(question.call, deadline=deadline)
+        return await ask_labels(self.endpoint, replace(question, call=await hosted(call)))
 
     async def ready(self, deadline: Deadline) -> bool:
         """Return whether the server says that it is ready."""

@@ -1,6 +1,7 @@
 """What is remembered of models' signatures.
 
-Owns: one question at a time per model, however many callers want the answer; forgetting.
+Owns: one question at a time per model, however many callers want the answer; forgetting, and with
+a signature what belongs to it (``labels``).
 Refuses to know: how a signature is asked for (a function does that).
 
 Invariants: a caller's deadline or cancellation ends that caller's wait only, never the question
@@ -16,7 +17,8 @@ from typing import Final, TypeAlias
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import DeadlineExceededError, PoolClosedError, Stage, TritonError
-from tritonasync.core.values import ModelSpec
+from tritonasync.core.values import ClassQuestion, ModelSpec, TensorSpec
+from tritonasync.transport.labels import LabelBook
 
 _Key: TypeAlias = tuple[str, str]
 
@@ -30,14 +32,18 @@ class Catalog:
     Args:
         ask: Asks a server for a model's signature.
         waits_for: Tells what a question waits for, to be named by those who run out of time.
+        labels: The names of classes that come with models; ``None`` if nobody looks for any.
     """
 
     def __init__(
         self,
         ask: Callable[[str, str, Deadline], Awaitable[ModelSpec]],
         waits_for: Callable[[], Stage] = lambda: "metadata",
+        *,
+        labels: LabelBook | None = None,
     ) -> None:
         self._ask = ask
+        self._labels = labels
         self._waits_for = waits_for
         self._specs: dict[_Key, ModelSpec] = {}
         self._questions: dict[_Key, asyncio.Task[ModelSpec]] = {}
@@ -93,6 +99,8 @@ class Catalog:
         question = asyncio.current_task()
         try:
             spec = await self._ask(*key, Deadline.after(ASK_TIMEOUT_S))
+            if self._labels is not None:
+                self._labels.forget(*key)  # it may have been reloaded with others
             known = self._specs.get(key)
             if known is not None and known == spec:
                 return known  # the same object, for those who compare what they made of it
@@ -122,9 +130,36 @@ class Catalog:
         for key in [key for key in self._questions if key[0] == model]:
             del self._questions[key]
 
+        if self._labels is not None:
+            self._labels.forget(model)
+
+    def known_labels(
+        self, model: str, version: str, output: str, *, asking: bool
+    ) -> tuple[str, ...] | None:
+        """Return names of classes if they are in memory; see :class:`LabelBook`."""
+        return (
+            ()
+            if self._labels is None
+            else self._labels.known(model, version, output, asking=asking)
+        )
+
+    async def labels(
+        self,
+        spec: ModelSpec,
+        output: TensorSpec,
+        question: ClassQuestion | None,
+        deadline: Deadline,
+    ) -> tuple[str, ...]:
+        """Return names of classes, found out if they are not known; see :class:`LabelBook`."""
+        if self._labels is None:
+            return ()
+        return await self._labels.names(spec, output, question, deadline)
+
     async def aclose(self) -> None:
         """End the questions that are out; the calls beneath them go on to their end."""
         self._closed = True
+        if self._labels is not None:
+            await self._labels.aclose()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

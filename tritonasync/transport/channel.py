@@ -139,7 +139,9 @@ class HeaderSupply:
             {f"triton-grpc-protocol-{key}".lower(): value for key, value in protocol_keys.items()}
         )
         self._source = source
-        self.fixed = None if callable(source) else self._keys + check_headers(source)
+        self.fixed: tuple[tuple[str, str], ...] | None = (
+            None if callable(source) else self._keys + check_headers(source)
+        )
 
     async def ask(self) -> Metadata:
         """Return the metadata of the next call, asking the function if there is one.

@@ -10,6 +10,7 @@ configuration, model repository, statistics).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final, cast
 
@@ -25,13 +26,18 @@ from tritonasync.core.reports import (
     ModelStatistics,
     ServerMetadata,
 )
-from tritonasync.core.values import DATATYPES, Datatype, ModelSpec, TensorSpec
+from tritonasync.core.values import DATATYPES, Datatype, ImageLayout, ModelSpec, TensorSpec
 from tritonasync.transport.endpoint import Endpoint
 from tritonasync.transport.protobuf import ask, pb
 
 # Seen as a plain module its members are Any, as those of ``pb``: each answer becomes a typed value
 # within its own function below.
 _config_pb: Final = cast("ModuleType", model_config_pb2)
+
+_LAYOUTS: Final[Mapping[int, ImageLayout]] = {
+    _config_pb.ModelInput.FORMAT_NCHW: "NCHW",
+    _config_pb.ModelInput.FORMAT_NHWC: "NHWC",
+}
 
 _IDLE_US: Final = 1_000_000
 """What ``max_sequence_idle_microseconds`` is where it is left out."""
@@ -165,15 +171,19 @@ class Control:
 
 
 def _model_spec(version: str, metadata: Any, config: Any, target: str) -> ModelSpec:
-    optional = {tensor.name for tensor in config.input if tensor.optional}
+    given = {tensor.name: tensor for tensor in config.input}
+    labels = {tensor.name: tensor.label_filename for tensor in config.output}
     return ModelSpec(
         name=metadata.name,
         version=version,
         versions=tuple(metadata.versions),
         platform=metadata.platform,
         max_batch_size=config.max_batch_size,
-        inputs=tuple(_tensor_spec(t, target, optional=t.name in optional) for t in metadata.inputs),
-        outputs=tuple(_tensor_spec(t, target) for t in metadata.outputs),
+        inputs=tuple(_input_spec(t, target, given.get(t.name)) for t in metadata.inputs),
+        outputs=tuple(
+            replace(_tensor_spec(t, target), label_filename=labels.get(t.name, ""))
+            for t in metadata.outputs
+        ),
         decoupled=config.model_transaction_policy.decoupled,
         stateful=config.HasField("sequence_batching"),
         **_sequences(config),
@@ -197,14 +207,21 @@ def _sequences(config: Any) -> dict[str, Any]:
     }
 
 
-def _tensor_spec(tensor: Any, target: str, *, optional: bool = False) -> TensorSpec:
+def _input_spec(tensor: Any, target: str, config: Any | None) -> TensorSpec:
+    spec = _tensor_spec(tensor, target)
+    if config is None:  # not in the configuration, as in a version of a model's own
+        return spec
+    return replace(spec, optional=config.optional, layout=_LAYOUTS.get(config.format))
+
+
+def _tensor_spec(tensor: Any, target: str) -> TensorSpec:
     if tensor.datatype not in DATATYPES:
         raise ProtocolError(
             f"{target}: tensor {tensor.name!r} has the unknown datatype {tensor.datatype!r}",
             endpoint=target,
         )
     datatype: Datatype = tensor.datatype
-    return TensorSpec(tensor.name, datatype, tuple(tensor.shape), optional)
+    return TensorSpec(tensor.name, datatype, tuple(tensor.shape))
 
 
 def _model_config(config: Any) -> ModelConfig:

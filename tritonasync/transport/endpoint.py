@@ -81,7 +81,7 @@ class Endpoint:
         cancel_on_server: bool = False,
     ) -> None:
         self.target = target
-        self.link = Link(
+        self.link: Link = Link(
             target, channels, headers, ask_version=self._ask_version if cancel_on_server else None
         )
         self._flights = Flights(self._late, self._landed)

@@ -70,16 +70,16 @@ class Flight:
         model: str | None,
         repeatable: bool,  # noqa: FBT001
     ) -> None:
-        self.call = call
-        self.lane = lane
-        self.connection = lane.connection
-        self.sent_at = sent_at
-        self.deadline = deadline
+        self.call: UnaryCall = call
+        self.lane: Lane = lane
+        self.connection: int = lane.connection
+        self.sent_at: float = sent_at
+        self.deadline: Deadline = deadline
         self.stage: Stage = stage
-        self.model = model
-        self.repeatable = repeatable
-        self.forsaken = False
-        self.counted = False
+        self.model: str | None = model
+        self.repeatable: bool = repeatable
+        self.forsaken: bool = False
+        self.counted: bool = False
         self.over: Callable[[bool], None] | None = None
         self.waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -107,7 +107,7 @@ class Flights:
         self._late = late
         self._landed = landed
         self._out: dict[Flight, None] = {}  # the oldest first
-        self.abandoned = 0
+        self.abandoned: int = 0
         # No rest: a caller is let go a pause late at most.
         self._watch = Watch(asyncio.get_running_loop(), self._look, rest=0)
         self._quiet: asyncio.Event | None = None

@@ -17,7 +17,7 @@ from typing import Final, Self
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import PoolClosedError, UsageError, WrongContextError
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, Responses, SequenceKeeper
-from tritonasync.core.values import Call, ModelSpec, Reply
+from tritonasync.core.values import Call, ClassQuestion, ModelSpec, Reply, TensorSpec
 from tritonasync.memory.lease import Lease
 from tritonasync.memory.store import Order
 
@@ -217,6 +217,26 @@ class Gate:
         """Drop what is remembered of a model; nothing to do where the pool is not open."""
         if self._stages is not None:
             self._stages[1].forget(model)
+
+    def known_labels(
+        self, model: str, version: str, output: str, *, asking: bool
+    ) -> tuple[str, ...] | None:
+        """Return names of classes from memory; ``None`` where the pool is not open."""
+        stages = self._stages
+        if stages is None:
+            return None
+        return stages[1].known_labels(model, version, output, asking=asking)
+
+    async def labels(
+        self,
+        spec: ModelSpec,
+        output: TensorSpec,
+        question: ClassQuestion | None,
+        deadline: Deadline,
+    ) -> tuple[str, ...]:
+        """Let a question for names through. Raises as :meth:`check` and the catalog do."""
+        _, catalog = self.check()
+        return await catalog.labels(spec, output, question, deadline)
 
     def forget_sequence(self, model: str, version: str, number: int | str) -> None:
         """Pass on that a sequence is over; nothing to do where the pool is not open."""

@@ -68,17 +68,17 @@ class Lane:
     )
 
     def __init__(self, channel: grpc.aio.Channel, connection: int = 1) -> None:
-        self.channel = channel
-        self.state = channel.get_state
+        self.channel: grpc.aio.Channel = channel
+        self.state: Callable[[], grpc.ChannelConnectivity] = channel.get_state
         self.methods: dict[str, Method] = {}
         self._open_stream: _StreamMethod | None = None
-        self.in_flight = 0
-        self.connection = connection
-        self.answered = 0
-        self.ready = False
+        self.in_flight: int = 0
+        self.connection: int = connection
+        self.answered: int = 0
+        self.ready: bool = False
         self.version: str | None = None
-        self.features = UNKNOWN
-        self.retired = False
+        self.features: ServerFeatures = UNKNOWN
+        self.retired: bool = False
 
     def connected(self) -> bool:
         """Return whether there is a connection."""
@@ -149,7 +149,7 @@ class Lanes:
     ) -> None:
         self._make = channels if callable(channels) else None
         made = channels() if callable(channels) else channels
-        self.current = [Lane(channel) for channel in made]
+        self.current: list[Lane] = [Lane(channel) for channel in made]
         self._retired: set[Lane] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._renewed_at = -math.inf

@@ -70,13 +70,13 @@ class Link:
         ask_version: Callable[[Lane], Awaitable[bytes]] | None = None,
     ) -> None:
         self.target = target
-        self.lanes = Lanes(channels)
+        self.lanes: Lanes = Lanes(channels)
         self.headers = headers
         self._cancels = ask_version is not None and not balanced(target)
         self._peer = Peer(ask_version)
         self._asking = 0
-        self.answered_at = -math.inf
-        self.closing = False
+        self.answered_at: float = -math.inf
+        self.closing: bool = False
         self.removed = False
 
     # --- sending --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 ModelKey = tuple[str, str]
 """A model's name and version."""
@@ -32,7 +32,8 @@ S = TypeVar("S")
 class State(Enum):
     """How far a request is."""
 
-    __hash__ = object.__hash__  # an Enum's own is Python code, 0.15 us a look-up
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # an Enum's own is Python code, 0.15 us a look-up
 
     QUEUED = "it was not sent yet"
     OUT = "it was sent, and somebody waits for what comes"
@@ -43,7 +44,8 @@ class State(Enum):
 class Event(Enum):
     """What can happen to a request."""
 
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     SENDING = "it is being sent: from here on it may run"
     RESPONSE = "a response, and not the last"

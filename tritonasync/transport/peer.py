@@ -36,7 +36,7 @@ class Peer:
     """
 
     def __init__(self, ask: Callable[[Lane], Awaitable[bytes]] | None) -> None:
-        self.reconnections = 0
+        self.reconnections: int = 0
         self.on_reconnected: Callable[[], None] | None = None
         self._ask = ask
         self._questions: set[asyncio.Task[None]] = set()

@@ -78,9 +78,9 @@ class Places:
         self._sharing: Sharing = sharing
         self._gpu = gpu
         self._outputs_of = outputs_of
-        self.insisted = sharing in {"system", "cuda"}
-        self.least = LEAST_NBYTES if self.insisted else policy.min_nbytes
-        self.sizes = LearnedSizes()
+        self.insisted: bool = sharing in {"system", "cuda"}
+        self.least: int = LEAST_NBYTES if self.insisted else policy.min_nbytes
+        self.sizes: LearnedSizes = LearnedSizes()
         self._without_gpu = False  # this process cannot share a GPU's memory
         self._refused: dict[tuple[str, str], tuple[str, ...]] = {}  # names that were no outputs
         self._said: set[str] = set()

@@ -120,13 +120,13 @@ class Registration:
     )
 
     def __init__(self, region: Region) -> None:
-        self.region = region
-        self.state = State.ABSENT
+        self.region: Region = region
+        self.state: State = State.ABSENT
         self.name: str | None = None
-        self.calls = 0
-        self.closing = False
+        self.calls: int = 0
+        self.closing: bool = False
         self.retired: list[Retired] = []
-        self.news = asyncio.Event()
+        self.news: asyncio.Event = asyncio.Event()
         self.question: asyncio.Task[None] | None = None
         self.withdrawal: asyncio.Task[None] | None = None
 

@@ -87,7 +87,7 @@ class Shared:
         self._store = store
         self._control = control
         self._on_gpu: dict[tuple[str, str], bool] = {}
-        self.registrar = Registrar(RegionControl(endpoint, policy.devices))
+        self.registrar: Registrar = Registrar(RegionControl(endpoint, policy.devices))
         self._places = Places(
             self.registrar,
             store,
@@ -105,7 +105,7 @@ class Shared:
             wire=wire,
             on_shared=on_shared,
         )
-        self.infer = placed.infer
+        self.infer: Infer = placed.infer
 
     async def _gpu(self, call: Call) -> bool:
         """Return whether the server, and the model, can use this process's GPU memory."""

@@ -75,11 +75,11 @@ class Single:
     def __init__(self, call: Call, target: str, loop: asyncio.AbstractEventLoop) -> None:
         self._call = call
         self._target = target
-        self.model = call.model
+        self.model: str = call.model
         self.place: Place | None = None
-        self.sent_at = math.inf
-        self.due_at = call.deadline.at
-        self.repeatable = call.idempotent
+        self.sent_at: float = math.inf
+        self.due_at: float = call.deadline.at
+        self.repeatable: bool = call.idempotent
         self.waiter: asyncio.Future[StreamResponse] = loop.create_future()
 
     def deliver(self, response: StreamResponse) -> bool:
@@ -155,11 +155,11 @@ class Feed:
         self._error: TritonError | None = None
         self._over = False
         self._begun = False
-        self.model = call.model
+        self.model: str = call.model
         self.place: Place | None = None
-        self.sent_at = math.inf
-        self.due_at = call.deadline.at
-        self.repeatable = call.idempotent
+        self.sent_at: float = math.inf
+        self.due_at: float = call.deadline.at
+        self.repeatable: bool = call.idempotent
 
     # --- what comes -----------------------------------------------------------------------------
 

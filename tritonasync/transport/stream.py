@@ -116,16 +116,17 @@ class Stream:
         self._link = link
         self._tally = tally
         self.lane = lane
-        self.connection = lane.connection
+        self.connection: int = lane.connection
         self.requests: Multiplex[Sink] = Multiplex()
-        self.retired = False
+        self.retired: bool = False
         self.shared = True
         self.alone = False
         self.only: ModelKey | None = None
-        self.used_at = self.heard_at = time.monotonic()
+        self.used_at: float = time.monotonic()
+        self.heard_at: float = self.used_at
         self._watcher = watcher
         self._queue: deque[Waiting] = deque()
-        self.queued = 0
+        self.queued: int = 0
         self._heard = self._connected = False
         self._draining = False
         self._call: StreamCall = lane.open_stream(metadata)

@@ -106,9 +106,9 @@ class Streams:
     def __init__(self, link: Link, policy: StreamPolicy) -> None:
         self.link = link
         self.policy = policy
-        self.tally = Tally()
-        self.plain = True
-        self.left_at_most = 0
+        self.tally: Tally = Tally()
+        self.plain: bool = True
+        self.left_at_most: int = 0
         self._settled: asyncio.Task[None] | None = None
         self._plain_used = False
         self._streams: list[Stream] = []  # those that are not over
