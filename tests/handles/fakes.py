@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from tritonasync.core.deadline import Deadline
-from tritonasync.core.values import Array, Call, InputTensor, ModelSpec, Reply, TensorSpec
+from tritonasync.core.values import (
+    Array,
+    Call,
+    ClassQuestion,
+    InputTensor,
+    ModelSpec,
+    Reply,
+    TensorSpec,
+)
 
 Model = Callable[[Call], Mapping[str, Array] | Reply]
 
@@ -45,6 +53,10 @@ class FakeCatalog:
         self.asked = 0
         self.deadlines: list[Deadline] = []
         self._known: ModelSpec | None = None
+        self.class_names: tuple[str, ...] = ()
+        self.in_folder = False
+        self.questions: list[ClassQuestion | None] = []
+        self._labels: tuple[str, ...] | None = None
 
     async def describe(self, model: str, version: str, deadline: Deadline) -> ModelSpec:
         self.deadlines.append(deadline)
@@ -68,6 +80,18 @@ class FakeCatalog:
 
     def forget(self, model: str) -> None:
         self._known = None
+        self._labels = None
+
+    def known_labels(self, model, version, output, *, asking):
+        self.asking = asking
+        return self._labels
+
+    async def labels(self, spec, output, question, deadline):
+        """What the model's folder says, or the server, if it is asked."""
+        self.questions.append(question)
+        if question is not None or self.in_folder:
+            self._labels = self.class_names
+        return self.class_names if question is not None or self.in_folder else ()
 
 
 END = object()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from tests.handles.fakes import FakeCatalog, FakeInvoker, spec, tensor
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
-from tritonasync.core.values import TensorSpec
-from tritonasync.handles.classifier import Classification, Classifications, Classifier
+from tritonasync.handles.classifier import Classification, Classifier
 from tritonasync.processing.vectors import sigmoid, softmax
 
 pytestmark = pytest.mark.anyio
@@ -148,66 +142,60 @@ async def test_labels_are_counted_again_where_the_signature_leaves_the_classes_o
         await classifier(served, labels=list("abc"))(LOGITS)
 
 
-@pytest.mark.parametrize("labels", ["abcd", [], ["a", 1, "b", "c"]])
-def test_labels_that_are_no_list_of_strings_are_refused(labels):
-    with pytest.raises(ConfigurationError, match="labels is a list of strings"):
-        classifier(labels=labels)
-
-
-def test_an_unknown_activation_is_refused():
-    with pytest.raises(ConfigurationError, match=r"softmax, sigmoid, none, not 'relu'"):
-        classifier(activation="relu")
-
-
-# --- which input and output ---
-
-MANY = spec(
-    [("X", "FP32", (-1, 4)), TensorSpec("HINT", "FP32", (-1, 1), optional=True)],
-    [("LOGITS", "FP32", (-1, 4)), ("EMBEDDING", "FP32", (-1, 64))],
-    name="many",
-)
-
-
-async def test_several_outputs_need_a_name_and_are_listed():
-    with pytest.raises(ConfigurationError) as caught:
-        await classifier(MANY)(LOGITS)
-    assert str(caught.value) == (
-        "model 'many' has 2 outputs; say which one by output_name=…: 'LOGITS' FP32 [batch, 4]; "
-        "'EMBEDDING' FP32 [batch, 64]"
-    )
-
-
-async def test_outputs_and_inputs_are_chosen_by_name():
-    result = await classifier(MANY, output_name="LOGITS", input_name="X")(LOGITS)
-    assert result.indices.tolist() == [1, 0]
-
-
-async def test_optional_inputs_are_no_candidates_unless_named():
-    handle = classifier(MANY, output_name="LOGITS")
-    await handle(LOGITS)
-    assert [t.name for t in handle.sent[0].inputs] == ["X"]
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"input_name": "Y"}, "has no input 'Y'; it has 'X' FP32 [batch, 4]; 'HINT' FP32"),
-        ({"output_name": "Y"}, "has no output 'Y'; it has 'LOGITS' FP32 [batch, 4]; 'EMB"),
-        ({"input_name": "HINT"}, "needs more inputs than 'HINT': 'X' FP32 [batch, 4]; call it by"),
+        ({"labels": []}, "labels is a list of strings, one for each class, or the path of a file"),
+        ({"activation": "relu"}, "activation is one of softmax, sigmoid, none, not 'relu'"),
+        ({"top_k": 0}, "top_k is a whole number from 1 on, or None, not 0"),
+        ({"top_k": True}, "top_k is a whole number from 1 on, or None, not True"),
+        ({"top_k": 1.5}, "top_k is a whole number from 1 on, or None, not 1.5"),
+        ({"threshold": 1.5}, "threshold is a number from 0 to 1, or None, not 1.5"),
+        ({"threshold": "high"}, "threshold is a number from 0 to 1, or None, not 'high'"),
+        ({"threshold": True}, "threshold is a number from 0 to 1, or None, not True"),
+        ({"threshold": np.nan, "activation": "none"}, "threshold is a number, or None, not nan"),
+        ({"image_sise": (4, 4)}, "unknown option 'image_sise' (did you mean 'image_size'?)"),
+        ({"resize": "squeeze"}, "resize is "),
     ],
 )
-async def test_wrong_names_are_refused_with_the_candidates(options, reason):
+def test_options_that_make_no_sense_are_refused(options, reason):
     with pytest.raises(ConfigurationError) as caught:
-        await classifier(MANY, **{"output_name": "LOGITS", **options})(LOGITS)
-    assert f"model 'many' {reason}" in str(caught.value)
+        classifier(**options)
+    assert str(caught.value).startswith(f"classifier 'digits': {reason}")
 
 
-async def test_two_inputs_that_must_be_given_are_too_many():
-    served = spec([("A", "FP32", (-1, 4)), ("B", "FP32", (-1, 4))], [("LOGITS", "FP32", (-1, 4))])
-    with pytest.raises(
-        ConfigurationError, match=r"has 2 inputs; say which one by input_name=…: 'A'"
-    ):
-        await classifier(served)(LOGITS)
+def test_a_threshold_on_raw_scores_may_be_any_number():
+    assert classifier(activation="none", threshold=-3.5, top_k=2)
+
+
+# --- which classes count ---
+
+
+async def test_the_best_class_alone_counts_by_default():
+    (first, second) = await classifier()(LOGITS)
+    assert [[each.index for each in row.predictions] for row in (first, second)] == [[1], [0]]
+    assert "predictions" not in first.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "indices"),
+    [
+        ({"top_k": 2}, [[1, 2], [0, 1]]),
+        ({"top_k": 9}, [[1, 2, 0, 3], [0, 1, 2, 3]]),
+        ({"threshold": 0.5}, [[1, 2], [0]]),
+        ({"threshold": 0.5, "top_k": 1}, [[1], [0]]),
+        ({"threshold": 0.99}, [[], []]),
+    ],
+)
+async def test_top_k_and_threshold_say_which_classes_count(options, indices):
+    rows = await classifier(activation="sigmoid", **options)(LOGITS)
+    assert [[each.index for each in row.predictions] for row in rows] == indices
+    assert [[each["index"] for each in row.to_dict()["predictions"]] for row in rows] == indices
+    assert rows[1:][0].predictions == rows[1].predictions
+    assert (await classifier(activation="sigmoid", **options).one(LOGITS[0])).label == "1"
+
+
+# --- which output ---
 
 
 @pytest.mark.parametrize(
@@ -226,6 +214,37 @@ async def test_an_output_that_is_no_scores_is_refused(datatype, shape, shown):
     assert "model 'net': expected an output of scores" in str(caught.value)
     assert f"got 'LOGITS' {shown}" in str(caught.value)
     assert handle.sent == []
+
+
+async def test_the_only_output_of_scores_is_taken():
+    served = spec(
+        [("X", "FP32", (-1, 4))],
+        [
+            ("TEXT", "BYTES", (-1, 4)),
+            ("MAP", "FP32", (-1, 7, 7)),
+            ("LOGITS", "FP32", (-1, 4, 1, 1)),
+            ("YES", "BOOL", (-1, 4)),
+            ("COUNT", "INT64", (-1,)),
+        ],
+    )
+    handle = classifier(served)
+    assert (await handle(LOGITS)).indices.tolist() == [1, 0]
+    assert handle.sent[0].outputs == ("LOGITS",)
+
+
+async def test_several_outputs_of_scores_need_a_name():
+    served = spec(
+        [("X", "FP32", (-1, 4))],
+        [("LOGITS", "FP32", (-1, 4)), ("TEXT", "BYTES", (-1, 4)), ("EMBEDDING", "FP32", (-1, 64))],
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        await classifier(served)(LOGITS)
+    assert str(caught.value) == (
+        "model 'net' has 3 outputs, 2 of them of scores: numbers of shape [batch, C]; say which "
+        "one by output_name=…: 'LOGITS' FP32 [batch, 4]; 'EMBEDDING' FP32 [batch, 64]"
+    )
+    result = await classifier(served, output_name="LOGITS")(LOGITS)
+    assert result.indices.tolist() == [1, 0]
 
 
 # --- models without a batch axis of their own ---
@@ -273,59 +292,3 @@ async def test_an_answer_that_is_no_scores_is_an_error(answer, got):
     served = spec([("X", "FP32", (-1, 4))], [("LOGITS", "FP32", (-1, -1))])
     with pytest.raises(ProtocolError, match=f"model 'net', output 'LOGITS': {got}"):
         await classifier(served, lambda call: answer)(LOGITS)
-
-
-# --- the results ---
-
-
-@pytest.fixture
-def results():
-    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0]], np.float32)
-    return Classifications(scores, ("a", "b", "c"), model="digits", version="1")
-
-
-def test_classifications_are_a_sequence(results):
-    assert len(results) == 3
-    assert [row.label for row in results] == ["b", "a", "c"]
-    assert results[-1].index == 2
-    with pytest.raises(IndexError):
-        results[3]
-
-
-def test_slices_are_classifications(results):
-    tail = results[1:]
-    assert isinstance(tail, Classifications)
-    assert tail.labels == ("a", "c")
-    assert (tail.model, tail.version, tail.classes) == ("digits", "1", ("a", "b", "c"))
-    assert np.shares_memory(tail.scores, results.scores)
-
-
-def test_top_gives_the_best_classes_best_first(results):
-    top = results[1].top(2)
-    assert [(c.label, c.index, c.score) for c in top] == [("a", 0, 0.5), ("b", 1, 0.25)]
-    assert len(results[0].top(9)) == 3
-    with pytest.raises(ValueError, match="k must be 1 or more"):
-        results[0].top(0)
-
-
-def test_results_are_ready_for_json(results):
-    as_json = json.loads(json.dumps(results.to_dict()))
-    assert as_json["model"] == "digits"
-    assert as_json["version"] == "1"
-    assert as_json["classifications"][1] == {"label": "a", "index": 0, "score": 0.5}
-
-
-def test_results_show_themselves(results):
-    assert repr(results) == "<Classifications of 'digits', 3 rows: b 0.7, a 0.5, c 1>"
-    assert repr(results[0]) == "Classification(label='b', index=1, score=0.699999988079071)"
-
-
-@given(hnp.arrays(np.float32, (3, 4), elements=st.sampled_from([0.0, 0.25, 0.5, np.inf, np.nan])))
-def test_the_best_class_is_the_first_of_the_top(scores):
-    results = Classifications(scores, ("a", "b", "c", "d"))
-    for row, values in zip(results, scores.tolist(), strict=True):
-        assert row.top(1)[0].index == row.index
-        numbers = [value for value in values if not np.isnan(value)]
-        best = values.index(max(numbers)) if numbers else 0
-        assert row.index == best
-    assert results.indices.tolist() == [row.index for row in results]

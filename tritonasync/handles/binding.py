@@ -1,8 +1,8 @@
 """How a typed handle sits on a model: which input it feeds, which output it reads, in rows.
 
-Owns: the choice of input and output, by name or because there is only one; the batch axis of models
-that have none by their configuration; reading an output as float32 rows. Refuses to know: what a
-classifier, detector or encoder does with them.
+Owns: the choice of input and output, by name, or because no other is of the kind looked for; the
+batch axis of models that have none by their configuration; reading an output as float32 rows.
+Refuses to know: what a classifier, detector or encoder looks for, and what it does with them.
 
 Invariant: every error that the user's options or model cause lists the candidates with their
 shapes.
@@ -10,16 +10,18 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
 from tritonasync.core.values import Array, InputTensor, ModelSpec, Reply, TensorSpec
+from tritonasync.handles.conversion import is_plain_array
 from tritonasync.handles.signature import Signature, signature_of
 from tritonasync.handles.slot import tensor_text
 
@@ -63,6 +65,25 @@ class Binding:
     def output_names(self) -> tuple[str, ...]:
         """What to ask the server for."""
         return tuple(output.name for output in self.outputs)
+
+    def is_plain(self, value: object) -> bool:
+        """Return whether a value is an array that goes as it is, one item or a batch of them."""
+        slot = self.signature.slots[self.inputs[0].name]
+        return (
+            is_plain_array(value)
+            and value.dtype is slot.dtype
+            and slot.item_shape is not None
+            and value.shape[-len(slot.item_shape) :] == slot.item_shape
+        )
+
+    def ready(self, value: object, *, item: bool) -> tuple[tuple[InputTensor, ...], int] | None:
+        """Return what :meth:`tensors` would if that is clear from a few comparisons, else ``None``.
+
+        See :meth:`Signature.ready`.
+        """
+        if self.max_rows is not None:
+            return None
+        return self.signature.ready({self.inputs[0].name: value}, item=item)
 
     def tensors(self, value: object, *, item: bool) -> tuple[tuple[InputTensor, ...], int]:
         """Return the call's tensors and rows, of a value for the one input.
@@ -134,9 +155,35 @@ class Binding:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a handle looks for among the inputs or outputs of a model.
+
+    Make it once, in a module: bindings are remembered by it.
+
+    Attributes:
+        text: In words, for messages: ``"of scores: numbers of shape [batch, C]"``.
+        fits: Whether a tensor is such; axis 0 is the batch, also where the model has none.
+    """
+
+    text: str
+    fits: Callable[[TensorSpec], bool]
+
+
 @lru_cache(maxsize=512)
-def bind_one(signature: Signature, input_name: str | None, output_name: str | None) -> Binding:
-    """Return the binding to one input and one output, by name or by there being no other.
+def bind_one(
+    signature: Signature,
+    input_name: str | None,
+    output_name: str | None,
+    *,
+    fits_input: Kind | None = None,
+    fits_output: Kind | None = None,
+) -> Binding:
+    """Return the binding to one input and one output.
+
+    Those of that name; or, without a name, the only one of its kind, or the only one there is
+    (which may be of another kind: then the handle says so). Optional inputs are left out unless
+    they are named, or no input is required.
 
     A model whose ``max_batch_size`` is 0 is taken to have its batch in axis 0, if that is free or
     1 long in these, as in most models exported with their batch axis.
@@ -146,8 +193,8 @@ def bind_one(signature: Signature, input_name: str | None, output_name: str | No
             for the batch.
     """
     spec = signature.spec
-    output = _chosen(spec, "output", output_name, spec.outputs, spec.outputs)
-    return _bound(signature, (_input_of(spec, input_name),), (output,))
+    output = _chosen(spec, "output", output_name, spec.outputs, fits_output)
+    return bind_tensors(signature, (_input_of(spec, input_name, fits_input),), (output,))
 
 
 @lru_cache(maxsize=512)
@@ -157,12 +204,16 @@ def bind_all(signature: Signature) -> Binding:
     Raises:
         ConfigurationError: There is no axis for the batch.
     """
-    return _bound(signature, signature.spec.inputs, signature.spec.outputs)
+    return bind_tensors(signature, signature.spec.inputs, signature.spec.outputs)
 
 
 @lru_cache(maxsize=512)
 def bind_some(
-    signature: Signature, input_name: str | None, output_names: tuple[str, ...] | None
+    signature: Signature,
+    input_name: str | None,
+    output_names: tuple[str, ...] | None,
+    *,
+    fits_input: Kind | None = None,
 ) -> Binding:
     """Return the binding to one input and the outputs of these names, or all; see :func:`bind_one`.
 
@@ -172,33 +223,56 @@ def bind_some(
     spec = signature.spec
     outputs = spec.outputs
     if output_names is not None:
-        outputs = tuple(
-            _chosen(spec, "output", name, spec.outputs, spec.outputs) for name in output_names
-        )
-    return _bound(signature, (_input_of(spec, input_name),), outputs)
+        outputs = tuple(named(spec, "output", name) for name in output_names)
+    return bind_tensors(signature, (_input_of(spec, input_name, fits_input),), outputs)
 
 
-def _bound(
-    signature: Signature, given: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+def bind_tensors(
+    signature: Signature, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> Binding:
+    """Return the binding to these tensors of the signature; see :func:`bind_one`.
+
+    Makes a new one each time: to be called from a function that remembers.
+
+    Raises:
+        ConfigurationError: There is no axis for the batch.
+    """
     spec = signature.spec
     if spec.batched:
-        return Binding(signature, given, outputs, batched=True, max_rows=None)
-    if any(tensor.shape[:1] not in {(-1,), (1,)} for tensor in (*given, *outputs)):
+        return Binding(signature, inputs, outputs, batched=True, max_rows=None)
+    if any(tensor.shape[:1] not in {(-1,), (1,)} for tensor in (*inputs, *outputs)):
         raise ConfigurationError(
             f"model {spec.name!r} has no axis for a batch: its max_batch_size is 0, and axis 0 is "
-            f"neither free nor 1 in all of {_listed(spec, (*given, *outputs))}; call it by "
+            f"neither free nor 1 in all of {_listed(spec, (*inputs, *outputs))}; call it by "
             f"pool.model({spec.name!r})",
             model=spec.name,
         )
     in_rows = signature_of(replace(spec, max_batch_size=1), signature.casting)
-    max_rows = None if all(tensor.shape[0] == -1 for tensor in given) else 1
-    return Binding(in_rows, given, outputs, batched=False, max_rows=max_rows)
+    max_rows = None if all(tensor.shape[0] == -1 for tensor in inputs) else 1
+    return Binding(in_rows, inputs, outputs, batched=False, max_rows=max_rows)
 
 
-def _input_of(spec: ModelSpec, name: str | None) -> TensorSpec:
+def named(spec: ModelSpec, kind: Literal["input", "output"], name: str) -> TensorSpec:
+    """Return the input or output of a name.
+
+    Raises:
+        ConfigurationError: There is none; the error lists those that there are.
+    """
+    known = spec.inputs if kind == "input" else spec.outputs
+    for tensor in known:
+        if tensor.name == name:
+            return tensor
+    near = difflib.get_close_matches(str(name), [tensor.name for tensor in known], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ConfigurationError(
+        f"model {spec.name!r} has no {kind} {name!r}{hint}; it has {_listed(spec, known)}",
+        model=spec.name,
+    )
+
+
+def _input_of(spec: ModelSpec, name: str | None, kind: Kind | None) -> TensorSpec:
     required = [tensor for tensor in spec.inputs if not tensor.optional]
-    chosen = _chosen(spec, "input", name, spec.inputs, required or spec.inputs)
+    chosen = _chosen(spec, "input", name, required or spec.inputs, kind)
     others = [tensor for tensor in required if tensor is not chosen]
     if others:
         raise ConfigurationError(
@@ -211,22 +285,24 @@ def _input_of(spec: ModelSpec, name: str | None) -> TensorSpec:
 
 def _chosen(
     spec: ModelSpec,
-    kind: str,
+    put: Literal["input", "output"],
     name: str | None,
-    known: Sequence[TensorSpec],
     candidates: Sequence[TensorSpec],
+    kind: Kind | None,
 ) -> TensorSpec:
-    if name is None and len(candidates) == 1:
+    if name is not None:
+        return named(spec, put, name)
+    fitting = candidates if kind is None else [each for each in candidates if kind.fits(each)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(candidates) == 1:
         return candidates[0]
-    for tensor in known:
-        if tensor.name == name:
-            return tensor
-    if name is None:
-        reason = f"has {len(candidates)} {kind}s; say which one by {kind}_name=…:"
-    else:
-        reason = f"has no {kind} {name!r}; it has"
+    which = ""
+    if kind is not None and candidates and len(fitting) < len(candidates):
+        which = f", {len(fitting) if fitting else 'none'} of them {kind.text}"
     raise ConfigurationError(
-        f"model {spec.name!r} {reason} {_listed(spec, candidates if name is None else known)}",
+        f"model {spec.name!r} has {len(candidates)} {put}s{which}; say which one by {put}_name=…: "
+        f"{_listed(spec, fitting or candidates)}",
         model=spec.name,
     )
 

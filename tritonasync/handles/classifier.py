@@ -1,24 +1,36 @@
 """Models that tell classes: one input, one output of scores.
 
-Owns: what scores mean (activation, labels). Refuses to know: what is classified; the input is the
-model's own, checked as any model's.
+Owns: what scores mean (activation, labels, which classes count). Refuses to know: how images become
+tensors (``images``), where names come from (``labels``); any other input is the model's own,
+checked as any model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias
+from numbers import Integral, Real
+from typing import Final, Literal, TypeAlias, Unpack, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, ProtocolError
 from tritonasync.core.ports import Invoker, ModelCatalog
-from tritonasync.core.values import Reply
+from tritonasync.core.values import InputTensor, Reply, TensorSpec
 from tritonasync.handles.architecture import Plug
-from tritonasync.handles.binding import Binding, Floats, bind_one
-from tritonasync.handles.classifications import Classification, Classifications, ClassScore
-from tritonasync.handles.labels import checked_labels, numbers
+from tritonasync.handles.binding import Binding, Floats, Kind, bind_one
+from tritonasync.handles.bulk import Mappable
+from tritonasync.handles.canvas import Canvas
+from tritonasync.handles.classifications import (
+    Choice,
+    Classification,
+    Classifications,
+    ClassScore,
+    stacked,
+)
+from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
+from tritonasync.handles.labels import LabelsLike, LabelSource
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.handles.typed import Feed, TypedHandle
@@ -33,11 +45,22 @@ Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 _ACTIVATIONS: Final = {"softmax": softmax, "sigmoid": sigmoid, "none": None}
 
 
-class Classifier(TypedHandle[Classifications, None]):
+def _are_scores(tensor: TensorSpec) -> bool:
+    axes = tensor.shape[1:]
+    return tensor.datatype not in ("BYTES", "BOOL") and bool(axes) and {1, -1}.issuperset(axes[1:])
+
+
+_SCORES: Final = Kind("of scores: numbers of shape [batch, C]", _are_scores)
+
+
+class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classification]):
     """A model that gives a score for each class.
 
     Its output is ``[batch, C]``; further axes are allowed if they are 1 long. A model whose
     ``max_batch_size`` is 0 may have its batch in axis 0 all the same.
+
+    A model whose input is for images takes images as well as tensors: see :class:`ImageOptions`. An
+    array of the model's own shape is a tensor, unless an image option is given.
 
     NaN in an input goes to the model as it is, and what the model makes of it into the scores.
 
@@ -45,14 +68,21 @@ class Classifier(TypedHandle[Classifications, None]):
         name: The model's name.
         version: The model's version; ``""`` for the server's choice.
         invoker: The next stage.
-        catalog: Where signatures come from.
+        catalog: Where signatures and names of classes come from.
         timeout_s: Seconds for a call that gives none of its own; ``None`` for no limit.
-        input_name: The input to feed; may be left out if there is only one.
-        output_name: The output to read; may be left out if there is only one.
-        labels: The classes' names in the order of the output; ``None`` names them by number.
+        input_name: The input to feed; may be left out if only one is required.
+        output_name: The output to read; may be left out if only one is numbers of shape
+            ``[batch, C]``.
+        labels: The classes' names in the order of the output: a list, or the path of a file with
+            one a line. ``None`` for those that come with the model: its label file if the pool's
+            ``model_repository`` has it, else as its server names them; else by number.
         activation: What makes scores of the output.
+        top_k: How many classes count as predictions, at most.
+        threshold: Classes with a score above it count as predictions; ``None`` for any score.
         casting: Which arrays are converted to the model's dtype unasked.
         plug: An architecture of the user's, in place of the steps before and after the model.
+        images: How images become the model's input; stretched to its size unless ``resize`` says
+            otherwise.
 
     Raises:
         ConfigurationError: An option makes no sense.
@@ -68,10 +98,13 @@ class Classifier(TypedHandle[Classifications, None]):
         timeout_s: float | None,
         input_name: str | None = None,
         output_name: str | None = None,
-        labels: Sequence[str] | None = None,
+        labels: LabelsLike | None = None,
         activation: Activation = "softmax",
+        top_k: int | None = None,
+        threshold: float | None = None,
         casting: Casting = "safe",
         plug: Plug | None = None,
+        **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(
             name,
@@ -82,28 +115,36 @@ class Classifier(TypedHandle[Classifications, None]):
             casting=casting,
             plug=plug,
         )
+        subject = f"classifier {name!r}"
         self._input_name = input_name
         self._output_name = output_name
-        if activation not in _ACTIVATIONS:
-            raise ConfigurationError(
-                f"classifier {name!r}: activation is one of {', '.join(_ACTIVATIONS)}, "
-                f"not {activation!r}"
-            )
-        self._labels = checked_labels(f"classifier {name!r}", labels)
+        _check_options(subject, activation, top_k, threshold)
+        self._labels = LabelSource(subject, labels, catalog, model=name, ask=True)
         self._activation = activation
+        self._choice = Choice(top_k, threshold)
+        self._rules = image_rules(subject, images, resize="stretch")
+        self._fit: tuple[Binding, Canvas] | None = None
 
     async def __call__(
-        self, batch: npt.ArrayLike, *, timeout_s: float | None = None
+        self, batch: npt.ArrayLike | Sequence[ImageLike], *, timeout_s: float | None = None
     ) -> Classifications:
-        """Classify a batch: axis 0 is the batch, the others are those of the model's input.
+        """Classify a batch.
 
         Args:
-            batch: The input, in the model's dtype or one that is safely converted to it.
+            batch: Axis 0 is the batch, the others are those of the model's input, in the model's
+                dtype or one that is safely converted to it. Or, for a model of images, a list of
+                images of any sizes (arrays ``[H, W]`` or ``[H, W, C]``, Pillow images, encoded
+                images as ``bytes``, paths of such), or one array ``[N, H, W]`` or ``[N, H, W, C]``.
+                Read, and possibly in a worker thread: do not change them before the call is
+                answered.
             timeout_s: Seconds for this call; ``None`` for the pool's, ``math.inf`` for no limit.
 
         Raises:
-            InvalidInputError: The batch does not fit the model's input.
-            ConfigurationError: The options do not fit the model: input, output, labels.
+            InvalidInputError: The batch does not fit the model's input, or has something in it that
+                is no image.
+            ConfigurationError: The options do not fit the model: input, output, labels, images; or
+                a label file cannot be read.
+            MissingExtraError: Pillow is needed for an image, and not installed.
             UsageError: The model is decoupled.
             DeadlineExceededError: The time ran out; ``stage`` says where.
             TransportError: Nobody answered, or not with scores.
@@ -111,59 +152,135 @@ class Classifier(TypedHandle[Classifications, None]):
         """
         return await self._run(batch, timeout_s, item=False)
 
-    async def one(self, item: npt.ArrayLike, *, timeout_s: float | None = None) -> Classification:
-        """Classify one item: the model's input without the batch axis.
+    async def one(
+        self, item: npt.ArrayLike | ImageLike, *, timeout_s: float | None = None
+    ) -> Classification:
+        """Classify one item: the model's input without the batch axis, or one image.
 
         Raises:
             TritonError: As the call on a batch.
         """
         return (await self._run(item, timeout_s, item=True))[0]
 
+    # --- before ---
+
     def _bind(self, signature: Signature) -> Binding:
-        binding = bind_one(signature, self._input_name, self._output_name)
-        output, axes = binding.output, binding.output.shape[1:]
-        if output.datatype in ("BYTES", "BOOL") or not axes or not {1, -1}.issuperset(axes[1:]):
-            raise binding.misfit(output, "of scores: numbers of shape [batch, C]")
-        if self._labels is not None and axes[0] not in (-1, len(self._labels)):
-            raise self._wrong_labels(axes[0])
+        binding = bind_one(signature, self._input_name, self._output_name, fits_output=_SCORES)
+        output = binding.output
+        if not _are_scores(output):
+            raise binding.misfit(output, _SCORES.text)
+        given, classes = self._labels.given, output.shape[1]
+        if given is not None and classes not in (-1, len(given)):
+            raise self._labels.misfit(classes)
         return binding
+
+    def _canvas(self, binding: Binding) -> Canvas:
+        fit = self._fit
+        if fit is None or fit[0] is not binding:
+            fit = self._fit = binding, canvas_of(binding, self._rules)
+        return fit[1]
+
+    def _work_nbytes(self, binding: Binding, value: object) -> int:
+        if not self._rules.given and binding.is_plain(value):
+            return 0
+        for item in (False, True):  # which of the two it is matters little for how long it takes
+            if are_images(value, binding, item=item, rules=self._rules):
+                return self._canvas(binding).work_nbytes([value] if item else value)
+        return binding.signature.conversion_nbytes({binding.input.name: value})
 
     def _feed(
         self, binding: Binding, value: object, *, item: bool, deadline: Deadline
     ) -> Feed[None]:
-        del deadline
-        return Feed(*binding.tensors(value, item=item), None)
+        if not self._rules.given:
+            ready = binding.ready(value, item=item)
+            if ready is not None:
+                return Feed(ready[0], ready[1], None)
+        if not are_images(value, binding, item=item, rules=self._rules):
+            return Feed(*binding.tensors(value, item=item), None)
+        rendered = self._canvas(binding).render([value] if item else value, deadline)
+        return Feed(*binding.tensors(rendered.tensor, item=False), None)
 
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
-        return binding.signature.conversion_nbytes({binding.input.name: value})
+    # --- after ---
 
-    def _adopt(self, made: object, rows: int, reply: Reply) -> Classifications:
-        raise TypeError(made, rows, reply)
+    def _lacks(self, binding: Binding) -> bool:
+        return self._labels.lacks(binding)
+
+    async def _learn(
+        self, binding: Binding, inputs: tuple[InputTensor, ...], reply: Reply, deadline: Deadline
+    ) -> None:
+        await self._labels.learn(binding, deadline, inputs=inputs, reply=reply)
 
     def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Classifications:
         del context
         raw = binding.floats(reply, binding.output, rows)
-        scores = self._activated(_by_class(raw, reply, binding))
-        classes = self._labels or numbers(scores.shape[1])
-        if len(classes) != scores.shape[1]:
-            raise self._wrong_labels(scores.shape[1])
-        return Classifications(scores, classes, model=reply.model, version=reply.version)
-
-    def _activated(self, scores: Floats) -> Floats:
         function = _ACTIVATIONS[self._activation]
-        return function(scores) if function else scores
+        scores = _by_class(raw, reply, binding)
+        if function is not None:
+            scores = function(scores)
+        classes = self._labels.of(scores.shape[1])
+        return Classifications(
+            scores, classes, model=reply.model, version=reply.version, choice=self._choice
+        )
 
-    def _wrong_labels(self, classes: int) -> ConfigurationError:
-        assert self._labels is not None  # noqa: S101 - only then can they be wrong
+    def _signed(
+        self, scores: Floats, classes: tuple[str, ...], reply: Reply, choice: Choice
+    ) -> Classifications:
+        """Return results that say who answered."""
+        return Classifications(
+            scores, classes, model=reply.model, version=reply.version, choice=choice
+        )
+
+    # --- what an architecture gave ---
+
+    def _adopt(self, made: object, rows: int, reply: Reply) -> Classifications:
+        kind = type(made).__name__
+        if isinstance(made, Classifications):
+            if len(made) != rows:
+                raise self._misfit(f"Classifications of {len(made)} rows", rows)
+            choice = made.choice if made.choice.given else self._choice
+            return self._signed(made.scores, made.classes, reply, choice)
+        if isinstance(made, Sequence) and made:
+            items = cast("Sequence[object]", made)
+            given = [item for item in items if isinstance(item, Classification)]
+            if len(given) == len(items):
+                return self._gathered(given, rows, reply)
+        try:
+            scores = np.asarray(cast("npt.ArrayLike", made))
+        except (TypeError, ValueError) as error:
+            raise self._misfit(f"{kind} ({error})", rows) from error
+        if scores.dtype.kind not in "iuf" or scores.ndim != 2:
+            raise self._misfit(f"{kind} as {_array_text(scores)}", rows)
+        if len(scores) != rows or not scores.shape[1]:
+            raise self._misfit(_array_text(scores), rows)
+        floats = scores.astype(np.float32, copy=False)
+        return self._signed(floats, self._labels.of(floats.shape[1]), reply, self._choice)
+
+    def _gathered(self, given: list[Classification], rows: int, reply: Reply) -> Classifications:
+        together = stacked(given)
+        if len(given) != rows or together is None:
+            unlike = "" if together else " with different classes"
+            raise self._misfit(f"{len(given)} of Classification{unlike}", rows)
+        return self._signed(*together, reply, self._choice)
+
+    def _misfit(self, got: str, rows: int) -> ConfigurationError:
+        subject = (
+            "postprocess" if self._plug is None else f"the postprocess of {self._plug.subject}"
+        )
         return ConfigurationError(
-            f"classifier {self._name!r}: expected {classes} labels, one for each class of the "
-            f"model's output, got {len(self._labels)}",
+            f"classifier {self._name!r}: expected {subject} to return Classifications or scores "
+            f"[{rows}, C] (one row for each item), got {got}",
             model=self._name,
         )
 
 
+def _array_text(array: npt.NDArray[np.generic]) -> str:
+    return f"{array.dtype} {shape_text(array.shape)}"
+
+
 def _by_class(raw: Floats, reply: Reply, binding: Binding) -> Floats:
     """Return ``[N, C]`` of ``[N, C]`` or ``[N, C, 1, 1]``."""
+    if raw.ndim == 2 and raw.shape[1]:
+        return raw
     if raw.ndim < 2 or raw.shape[1] < 1 or raw.size != raw.shape[0] * raw.shape[1]:
         raise ProtocolError(
             f"model {reply.model!r}, output {binding.output.name!r}: expected scores [batch, C], "
@@ -171,3 +288,27 @@ def _by_class(raw: Floats, reply: Reply, binding: Binding) -> Floats:
             model=reply.model,
         )
     return raw.reshape(raw.shape[:2])
+
+
+def _check_options(subject: str, activation: object, top_k: object, threshold: object) -> None:
+    faults: list[str] = []
+    if activation not in _ACTIVATIONS:
+        faults.append(f"activation is one of {', '.join(_ACTIVATIONS)}, not {activation!r}")
+    if top_k is not None and not (_is_number(top_k, Integral) and cast("int", top_k) >= 1):
+        faults.append(f"top_k is a whole number from 1 on, or None, not {top_k!r}")
+    if threshold is not None and not _is_threshold(threshold, activation):
+        span = "a number" if activation == "none" else "a number from 0 to 1"
+        faults.append(f"threshold is {span}, or None, not {threshold!r}")
+    if faults:
+        raise ConfigurationError(f"{subject}: {'; '.join(faults)}")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_threshold(value: object, activation: object) -> bool:
+    if not _is_number(value, Real):
+        return False
+    number = float(cast("float", value))
+    return number == number if activation == "none" else 0 <= number <= 1  # noqa: PLR0124 - NaN

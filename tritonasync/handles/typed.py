@@ -8,10 +8,10 @@ to know: what the rows mean.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
@@ -21,6 +21,7 @@ from tritonasync.core.values import Array, InputTensor, Reply
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, bind_all
+from tritonasync.handles.images import held
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
 
@@ -99,8 +100,10 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
         """Return about how many bytes of work it is to read a reply."""
         return reply_nbytes(reply)
 
-    async def _learn(self, binding: Binding, feed: Feed[_C], deadline: Deadline) -> None:
-        """Ask the server for what :meth:`_read` needs besides the reply; see :meth:`_lacks`."""
+    async def _learn(
+        self, binding: Binding, inputs: tuple[InputTensor, ...], reply: Reply, deadline: Deadline
+    ) -> None:
+        """Ask for what :meth:`_read` and :meth:`_adopt` need besides; see :meth:`_lacks`."""
 
     def _lacks(self, binding: Binding) -> bool:
         """Return whether :meth:`_learn` is to be called before the reply is read."""
@@ -110,7 +113,7 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
     # --- a call ---
 
     async def _run(self, value: object, timeout_s: float | None, *, item: bool) -> _R:
-        deadline = self._deadline(timeout_s)
+        deadline, value = self._deadline(timeout_s), held(value)
         if self._plug is not None:
             return await self._run_plug(self._plug, value, deadline, item=item)
 
@@ -126,7 +129,7 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
         prepared, reply = await self._infer(prepare, work_nbytes, Request(deadline))
         binding, feed = prepared.context
         if self._lacks(binding):
-            await self._learn(binding, feed, deadline)
+            await self._learn(binding, feed.tensors, reply, deadline)
         if self._reading_nbytes(reply) < LONG_NBYTES:
             return self._read(binding, reply, feed.rows, feed.context)
         read = partial(self._read, binding, reply, feed.rows, feed.context)
@@ -140,24 +143,60 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
     # --- a call by an architecture of the user's ---
 
     async def _run_plug(self, plug: Plug, value: object, deadline: Deadline, *, item: bool) -> _R:
-        def prepare(signature: Signature) -> Prepared[tuple[Binding, int, object]]:
-            binding = bind_all(signature)
-            tensors, context = plug.prepared(value, binding, item=item)
-            inputs, rows = binding.bind(tensors, item=False)
-            return Prepared(inputs, binding.call_rows(rows), (binding, rows, context))
+        items = None if plug.preprocess is None else plug.items(value, item=item)
+
+        def prepare(signature: Signature) -> Prepared[_Plugged[_C]]:
+            if items is None:
+                fed = self._fed(signature, value, deadline, item=item)
+            elif plug.postprocess is None:
+                given = plug.alone(plug.given(items), self._binding(signature))
+                fed = self._fed(signature, given, deadline, item=False)
+            else:
+                fed = self._plugged(plug, items, signature)
+            rows, names = fed.binding.call_rows(fed.feed.rows), fed.binding.output_names
+            return Prepared(fed.feed.tensors, rows, fed, names, fed.feed.padding)
 
         def work_nbytes(signature: Signature) -> int:
             del signature
             return LONG_NBYTES  # nobody knows; the user's code must not hold up the event loop
 
         prepared, reply = await self._infer(prepare, work_nbytes, Request(deadline))
-        binding, rows, context = prepared.context
+        fed = prepared.context
+        if self._lacks(fed.binding):
+            await self._learn(fed.binding, fed.feed.tensors, reply, deadline)
 
         def finish() -> _R:
-            made = plug.results(floats_of(binding, reply, rows), context)
-            return self._adopt(made, rows, reply)
+            rows = fed.feed.rows
+            if plug.postprocess is None:
+                return self._read(fed.binding, reply, rows, fed.feed.context)
+            outputs = floats_of(fed.binding, reply, rows)
+            made = plug.results(outputs, fed.context, model=self._name)
+            return self._adopt(made, rows if items is None else len(items), reply)
 
         return await in_worker(finish, deadline=NEVER, model=self._name)
+
+    def _fed(
+        self, signature: Signature, value: object, deadline: Deadline, *, item: bool
+    ) -> _Plugged[_C]:
+        """Feed the model as without an architecture."""
+        binding = self._binding(signature)
+        return _Plugged(binding, self._feed(binding, value, item=item, deadline=deadline))
+
+    def _plugged(self, plug: Plug, items: Sequence[object], signature: Signature) -> _Plugged[_C]:
+        """Feed the model with what an architecture made."""
+        binding = bind_all(signature)
+        inputs, context = plug.inputs(plug.given(items), binding)
+        tensors, rows = binding.bind(inputs, item=False)
+        return _Plugged(binding, Feed(tensors, rows, cast("_C", None)), context)  # not read then
+
+
+@dataclass(slots=True)
+class _Plugged(Generic[_C]):
+    """A call that an architecture has a part in, and the context for its ``postprocess``."""
+
+    binding: Binding
+    feed: Feed[_C]
+    context: object = None
 
 
 def floats_of(binding: Binding, reply: Reply, rows: int) -> Mapping[str, Array]:
