@@ -18,8 +18,9 @@ from tritonasync.core.errors import (
     InvalidInputError,
     ProtocolError,
 )
-from tritonasync.handles import detector as detector_module
 from tritonasync.handles.detector import Candidates, Detection, Detector
+from tritonasync.handles.images import Canvas
+from tritonasync.handles.reading import Reading
 
 pytestmark = pytest.mark.anyio
 
@@ -153,13 +154,65 @@ async def scores(*rows, **options):
 
 async def test_faint_candidates_and_duplicates_are_dropped():
     rows = (B, A, NEARLY_A, NEARLY_A_OTHER_CLASS, FAINT)
-    assert await scores(*rows) == pytest.approx([0.9, 0.7, 0.3])
-    assert await scores(*rows, class_agnostic=True) == pytest.approx([0.9, 0.3])
-    assert await scores(*rows, iou_threshold=None) == pytest.approx([0.9, 0.8, 0.7, 0.3])
-    assert await scores(*rows, iou_threshold=0.99) == pytest.approx([0.9, 0.8, 0.7, 0.3])
-    assert await scores(*rows, score_threshold=0.5) == pytest.approx([0.9, 0.7])
-    assert await scores(*rows, score_threshold=0) == pytest.approx([0.9, 0.7, 0.3, 0.1])
-    assert await scores(*rows, max_detections=2) == pytest.approx([0.9, 0.7])
+
+    async def scores_at(iou_threshold=0.45, **options):
+        return await scores(*rows, iou_threshold=iou_threshold, **options)
+
+    assert await scores_at() == pytest.approx([0.9, 0.7, 0.3])
+    assert await scores_at(class_agnostic=True) == pytest.approx([0.9, 0.3])
+    assert await scores_at(None) == pytest.approx([0.9, 0.8, 0.7, 0.3])
+    assert await scores_at(0.99) == pytest.approx([0.9, 0.8, 0.7, 0.3])
+    assert await scores_at(score_threshold=0.5) == pytest.approx([0.9, 0.7])
+    assert await scores_at(score_threshold=0) == pytest.approx([0.9, 0.7, 0.3, 0.1])
+    assert await scores_at(max_detections=2) == pytest.approx([0.9, 0.7])
+
+
+async def test_duplicates_are_left_in_where_the_model_removes_them_itself():
+    assert await scores(A, NEARLY_A) == pytest.approx([0.9, 0.8])
+    image = np.zeros((64, 64), np.uint8)
+
+    def twice(call):
+        output = np.zeros((1, 7, 40), np.float32)
+        output[0, :, 5] = output[0, :, 6] = [32, 32, 20, 10, 0.1, 0.2, 0.95]
+        return {"RAW": output}
+
+    assert len(await detector(YOLO, twice).one(image)) == 1
+    assert len(await detector(YOLO, twice, iou_threshold=None).one(image)) == 2
+
+
+async def test_each_class_may_have_a_threshold_of_its_own():
+    rows = (A, NEARLY_A_OTHER_CLASS, B)
+    labels = ["cat", "dog"]
+    assert await scores(*rows, score_threshold={"cat": 0.5}, labels=labels) == pytest.approx(
+        [0.9, 0.7]
+    )
+    assert await scores(
+        *rows, score_threshold={"cat": 0.1, "*": 0.8}, labels=labels
+    ) == pytest.approx([0.9, 0.3])
+    assert await scores(*rows, score_threshold={1: 0.8}) == pytest.approx([0.9, 0.3])
+    assert await scores(*rows, score_threshold={}) == pytest.approx([0.9, 0.7, 0.3])
+    assert await scores(*rows, FAINT, score_threshold={0: 0.05}) == pytest.approx(
+        [0.9, 0.7, 0.3, 0.1]
+    )
+
+
+def test_a_threshold_for_a_class_that_there_is_none_of_is_refused():
+    with pytest.raises(ConfigurationError, match=r"'bird', but the labels are cat, dog"):
+        detector(score_threshold={"bird": 0.5}, labels=["cat", "dog"])
+
+
+async def test_a_threshold_by_name_needs_labels():
+    with pytest.raises(ConfigurationError, match="class 'bird', but there are no labels"):
+        await scores(A, score_threshold={"bird": 0.5})
+
+
+async def test_classes_below_the_first_are_background():
+    rows = (A, NEARLY_A_OTHER_CLASS, (40, 40, 60, 60, 0.3, -1))
+    image = np.zeros((64, 64), np.uint8)
+    found = await detector(model=listed(*rows)).one(image)
+    assert found.class_ids.tolist() == [0, 1]
+    found = await detector(model=listed(*rows), class_offset=1, labels=["dog"]).one(image)
+    assert (found.class_ids.tolist(), found.labels) == ([0], ("dog",))
 
 
 async def test_candidates_without_a_score_are_never_taken():
@@ -170,6 +223,14 @@ async def test_candidates_that_are_not_finite_are_dropped():
     nan, inf = float("nan"), float("inf")
     rows = ((nan, 10, 30, 30, 0.9, 0), (10, 10, inf, 30, 0.9, 0), (10, 10, 30, 30, nan, 0), B)
     assert await scores(*rows) == pytest.approx([0.3])
+    assert await scores((10, 10, 30, 30, inf, 0), (10, 10, 30, 30, 0.9, nan), B) == pytest.approx(
+        [0.3]
+    )
+
+
+async def test_boxes_of_any_size_are_no_overflow():
+    found = await detector(model=listed((-3e38, 0, 3e38, 3e38, 0.9, 0))).one(np.zeros((9, 7), "u1"))
+    assert found.boxes.tolist() == [[0, 0, 7, 9]]
 
 
 async def test_boxes_are_cut_to_the_image_and_those_beside_it_are_dropped():
@@ -188,9 +249,9 @@ def anchors(call):
     return {"RAW": output}
 
 
-@pytest.mark.parametrize("decoder", ["auto", "yolov8"])
-async def test_yolo_outputs_are_understood(decoder):
-    handle = detector(YOLO, anchors, decoder=decoder, labels=["a", "b", "c"])
+@pytest.mark.parametrize("decode", ["auto", "yolov8"])
+async def test_yolo_outputs_are_understood(decode):
+    handle = detector(YOLO, anchors, decode=decode, labels=["a", "b", "c"])
     found = await handle.one(np.zeros((128, 128), np.uint8))
     assert found.boxes.tolist() == [[44, 54, 84, 74]]
     assert found.labels == ("c",)
@@ -209,7 +270,7 @@ async def test_a_decoder_of_ones_own_gets_the_outputs_by_name():
         "CORNERS": np.array([[[0, 0, 32, 32]]], np.float16),
         "COUNT": np.array([[1]], np.int32),
     }
-    found = await detector(served, lambda call: answer, decoder=decode).one(
+    found = await detector(served, lambda call: answer, decode=decode).one(
         np.zeros((128, 64), "u1")
     )
     assert found.boxes.tolist() == [[0, 0, 32, 64]]
@@ -220,10 +281,44 @@ async def test_a_decoder_of_ones_own_gets_the_outputs_by_name():
     }
 
 
-async def test_a_decoder_that_loses_an_image_is_an_error():
-    handle = detector(decoder=lambda outputs: [])
-    with pytest.raises(ConfigurationError, match=r"'scenes': expected .* of 1 images, got 0"):
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        ([], "decode to give a list of one for each image, 1 in all, got 0"),
+        (None, "decode to give a list of one for each image, 1 in all, got NoneType"),
+        (["box"], "decode to give Candidates, got str"),
+        (
+            [Candidates(np.zeros((2, 4)), np.zeros(3), np.zeros(2))],
+            r"boxes \[K, 4\], scores \[K\] and class_ids \[K\], got \[2, 4\], \[3\] and \[2\]",
+        ),
+    ],
+)
+async def test_a_decoder_of_ones_own_that_gives_something_else_is_an_error(made, got):
+    handle = detector(decode=lambda outputs: made)
+    with pytest.raises(ConfigurationError, match=f"detector 'scenes': expected .*{got}"):
         await handle.one(np.zeros((8, 8), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "expected"),
+    [
+        ({}, [0, 0, 32, 64]),
+        ({"normalized": True}, [0, 0, 64, 128]),
+        ({"image_size": (128, 64)}, [0, 0, 32, 32]),
+        ({"image_size": (128, 64), "normalized": True}, [0, 0, 64, 128]),
+    ],
+)
+async def test_candidates_say_what_their_boxes_are_in(candidates, expected):
+    """A 64 x 128 image lies in the middle half of a canvas of 64 x 64."""
+    side = 1 if "normalized" in candidates else 32
+    box = np.array([[0, 0, side, side]], np.float32)
+
+    def decode(outputs):
+        return [Candidates(box, np.ones(1, np.float32), np.zeros(1, np.int64), **candidates)]
+
+    found = await detector(decode=decode).one(np.zeros((128, 64), np.uint8))
+    assert found.boxes.tolist() == [expected]
+    assert (found.height, found.width) == (128, 64)
 
 
 async def test_outputs_to_read_are_chosen_by_name():
@@ -232,13 +327,15 @@ async def test_outputs_to_read_are_chosen_by_name():
     await handle.one(np.zeros((8, 8), np.uint8))
     assert handle.sent[0].outputs == ("BOXES",)
     both = detector(served, lambda call: {**bright(call), "OTHER": np.zeros((1, 7, 6), "f4")})
-    with pytest.raises(ConfigurationError, match=r"several outputs fit.*'BOXES' \[1, 2, 6\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"several outputs are: 'BOXES', 'OTHER'; say .*outputs="
+    ):
         await both.one(np.zeros((8, 8), np.uint8))
 
 
 async def test_shapes_that_fit_no_decoder_are_refused_before_anything_is_sent():
-    handle = detector(spec(IMAGES, [("OUT", "FP32", (-1, 256, 14))]))
-    with pytest.raises(ConfigurationError, match=r"no output fits.*'OUT' \[batch, 256, 14\]"):
+    handle = detector(spec(IMAGES, [("OUT", "FP32", (-1, 256, 3))]))
+    with pytest.raises(ConfigurationError, match=r"no decoder fits.*'OUT' FP32 \[batch, 256, 3\]"):
         await handle.one(np.zeros((8, 8), np.uint8))
     assert handle.sent == []
 
@@ -246,8 +343,9 @@ async def test_shapes_that_fit_no_decoder_are_refused_before_anything_is_sent():
 @pytest.mark.parametrize(
     ("served", "model", "count", "expected"),
     [
-        (YOLO, anchors, 4, "labels for 3 classes, got 4 labels"),
-        (LISTED, bright, 2, "labels for one for class 2 that the model gave, got 2 labels"),
+        (YOLO, anchors, 4, "3 labels, one for each class .*, got 4"),
+        (YOLO, anchors, 2, "3 labels, one for each class .*, got 2"),
+        (LISTED, bright, 2, "labels for all classes, also for class 2 that .*, got 2 labels"),
     ],
 )
 async def test_labels_that_do_not_fit_the_classes_are_an_error(served, model, count, expected):
@@ -262,19 +360,27 @@ async def test_labels_that_do_not_fit_the_classes_are_an_error(served, model, co
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"decoder": "yolov9"}, 'decoder is "auto", "yolov8", "xyxy" or a function'),
+        ({"decode": "yolov9"}, 'decode is "auto", "yolov5", "yolov8"'),
+        ({"decode": "yolov9"}, "or a function, not 'yolov9'"),
         ({"layout": "CHW"}, 'layout is "NCHW" or "NHWC"'),
         ({"image_size": (0, 64)}, "image_size is"),
         ({"image_size": (64,)}, "image_size is"),
-        ({"image_size": 32}, "image_size is"),
+        ({"image_sise": 32}, "did you mean 'image_size'?"),
         ({"score_threshold": "0.5"}, "score_threshold is"),
         ({"max_detections": "3"}, "max_detections is"),
         ({"outputs": "OUT"}, "outputs is a list of names"),
+        ({"outputs": []}, "outputs is a list of names"),
+        ({"outputs": {"box": "OUT"}}, "by boxes, classes, count, logits, output, scores, not by"),
         ({"score_threshold": 1.5}, "score_threshold is"),
+        ({"score_threshold": {"a": 1.5}}, "score_threshold is"),
+        ({"score_threshold": {0.5: 0.5}}, "score_threshold is"),
+        ({"class_offset": -1}, "class_offset is"),
+        ({"class_agnostic": "yes"}, "class_agnostic is"),
+        ({"iou_threshold": "off"}, "iou_threshold is"),
         ({"score_threshold": float("nan")}, "score_threshold is"),
         ({"iou_threshold": -0.1}, "iou_threshold is"),
         ({"max_detections": 0}, "max_detections is"),
-        ({"labels": "abc"}, "labels is a list of strings"),
+        ({"labels": b"abc"}, "labels is a list of strings"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, rule):
@@ -289,7 +395,7 @@ async def test_wrong_images_are_refused_before_anything_is_sent():
     with pytest.raises(
         InvalidInputError, match=r"model 'scenes', input 'IMAGE': image 0: expected"
     ):
-        await handle([np.zeros((4, 4, 4), np.uint8)])
+        await handle([np.zeros((4, 4, 5), np.uint8)])
     with pytest.raises(InvalidInputError, match="empty batch"):
         await handle([])
     assert handle.sent == []
@@ -329,19 +435,20 @@ async def test_a_model_without_a_batch_axis_of_its_own_takes_images_all_the_same
 
 async def test_long_work_runs_in_another_thread_before_and_after(monkeypatch):
     threads = []
-    before, after = detector_module.frames, detector_module._detections
 
-    def spy(function):
-        def watched(*arguments):
+    def spy(owner, name):
+        function = getattr(owner, name)
+
+        def watched(*arguments, **options):
             threads.append(threading.get_ident())
-            return function(*arguments)
+            return function(*arguments, **options)
 
-        return watched
+        monkeypatch.setattr(owner, name, watched)
 
-    monkeypatch.setattr(detector_module, "frames", spy(before))
-    monkeypatch.setattr(detector_module, "_detections", spy(after))
+    spy(Canvas, "render")
+    spy(Reading, "detections")
     here = threading.get_ident()
-    handle = detector(model=listed(*[A] * 3000))
+    handle = detector(model=listed(*[A] * 30_000), decode="end2end")
     await handle([np.zeros((1500, 1500, 3), np.uint8)])
     assert len(threads) == 2
     assert here not in threads

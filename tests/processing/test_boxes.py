@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tritonasync.processing import boxes as boxes_module
 from tritonasync.processing.boxes import (
     area,
     clip,
@@ -99,6 +100,39 @@ def test_suppression_agrees_with_the_reference(data, threshold, limit, by_class)
         some.tolist(), scores.tolist(), chosen, threshold, count if limit is None else limit
     )
     assert got.tolist() == expected
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 12))
+def test_suppression_in_many_small_blocks_is_the_same(data, block, pairs, limit):
+    some = data.draw(boxes(25))
+    scores = data.draw(
+        hnp.arrays(np.float32, len(some), elements=st.sampled_from([0.125, 0.5, 0.875]))
+    )
+    classes = data.draw(hnp.arrays(np.int64, len(some), elements=st.integers(0, 1)))
+    whole = suppress(some, scores, classes, iou_threshold=0.3, limit=limit)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(boxes_module, "_BLOCK", block)
+        patched.setattr(boxes_module, "_PAIRS", pairs)
+        got = suppress(some, scores, classes, iou_threshold=0.3, limit=limit)
+    assert got.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+@pytest.mark.parametrize("spread", [5.0, 200.0])
+def test_hundreds_of_boxes_are_suppressed_as_one_by_one(spread, limit):
+    chance = np.random.default_rng(int(spread))
+    near = chance.normal(0, spread, (700, 2)).astype(np.float32)
+    some = np.hstack([near, near + chance.uniform(1, 40, (700, 2)).astype(np.float32)])
+    scores, classes = chance.random(700, np.float32), chance.integers(0, 3, 700)
+    overlap = iou_matrix(some, some)
+    kept = []
+    for index in np.argsort(-scores, kind="stable"):
+        rivals = [other for other in kept if classes[other] == classes[index]]
+        if not (overlap[index, rivals] > 0.45).any():
+            kept.append(int(index))
+    got = suppress(some, scores, classes, iou_threshold=0.45, limit=limit)
+    assert got.tolist() == kept[:limit]
+    assert len(kept) > 50
 
 
 def test_boxes_of_other_classes_do_not_suppress_each_other():

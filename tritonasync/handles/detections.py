@@ -1,34 +1,26 @@
 """What a detector answers for one image: boxes, scores, classes.
 
-Owns: the results' form, and drawing them. Refuses to know: models, decoders.
-
-Pillow is imported when something is drawn, not before.
+Owns: the results' form. Refuses to know: models, decoders.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from tritonasync.core.errors import InvalidInputError, MissingExtraError
+from tritonasync.core.errors import InvalidInputError
 from tritonasync.core.values import Array
 from tritonasync.handles.classifications import Json
+from tritonasync.handles.drawing import Box, Marked, cut, draw, pixels_of
+from tritonasync.handles.images import ImageLike
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
-
-Box: TypeAlias = tuple[float, float, float, float]
-
-_COLOURS: Final = (
-    *((230, 25, 75), (60, 180, 75), (67, 99, 216), (245, 130, 49), (145, 30, 180)),
-    *((66, 212, 244), (240, 50, 230), (154, 99, 36), (128, 128, 0), (0, 128, 128)),
-)
-"""One for each class in turn: dark enough for white letters, and easily told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,59 +105,47 @@ class Detections(Sequence[Detection]):
         found: list[Json] = [detection.to_dict() for detection in self]
         return {"height": self.height, "width": self.width, "detections": found}
 
-    def draw(self, image: npt.ArrayLike | Image) -> Image:
+    def draw(self, image: ImageLike) -> Image:
         """Return a copy of the image, in RGB, with the boxes, labels and scores drawn on it.
+
+        A class has the same colour in every image. Files are read and decoded where this is
+        called: from an event loop, call it in a worker thread.
 
         Args:
             image: The image that was given to the detector, or another of its size: an array
-                ``[H, W]`` or ``[H, W, C]``, uint8 or float between 0 and 1, or a Pillow image.
+                ``[H, W]`` or ``[H, W, C]``, uint8 or float between 0 and 1, a Pillow image, an
+                encoded image, or its path; the latter three are turned as their EXIF data says.
 
         Raises:
             MissingExtraError: Pillow is not installed.
             InvalidInputError: It is no image, or of another size.
         """
-        try:
-            from PIL import Image, ImageDraw  # noqa: PLC0415 - an extra, imported when used
-        except ImportError as error:
-            raise MissingExtraError(
-                "pillow", extra="images", purpose="Detections.draw()"
-            ) from error
-        picture = Image.fromarray(_rgb(np.asarray(image)))
-        if picture.size != (self.width, self.height):
-            raise InvalidInputError(
-                f"expected the image that these detections are of, {self.height} x {self.width} "
-                f"pixels (rows x columns), got {picture.height} x {picture.width}"
-            )
-        pen = ImageDraw.Draw(picture)
-        for detection in reversed(self):  # the best on top
-            _draw_one(pen, detection)
-        return picture
+        return draw(
+            pixels_of(image, self.height, self.width),
+            [Marked(one.box, one.class_id, f"{one.label} {one.score:.2f}") for one in self],
+        )
+
+    def crops(self, image: ImageLike, *, margin: float = 0.0) -> list[Array]:
+        """Return what is in each box, in order: ``[h, w]`` or ``[h, w, C]`` as the image is.
+
+        They are views on the image if it is an array, and on the pixels decoded if not. A box is
+        widened to whole pixels, and holds at least one.
+
+        Args:
+            image: The image that was given to the detector, of any kind that :meth:`draw` takes.
+            margin: What is added on each side, as a share of the box's width or height, within the
+                image.
+
+        Raises:
+            InvalidInputError: It is no image, or of another size, or ``margin`` is below 0.
+            MissingExtraError: It is to be decoded, and Pillow is not installed.
+        """
+        if not 0 <= margin < math.inf:
+            raise InvalidInputError(f"margin is 0 or more, not {margin!r}")
+        pixels = pixels_of(image, self.height, self.width)
+        return [cut(pixels, one.box, margin) for one in self]
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{found.label} {found.score:.3g}" for found in self[:4])
         more = ", …" if len(self) > 4 else ""
         return f"<Detections: {len(self)} in {self.height} x {self.width} pixels: {shown}{more}>"
-
-
-def _rgb(image: Array) -> npt.NDArray[np.uint8]:
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.dtype.kind not in "uf":
-        raise InvalidInputError(
-            "expected an image, [H, W] or [H, W, C] of uint8 or float between 0 and 1, got "
-            f"{image.dtype} {list(image.shape)}"
-        )
-    if image.dtype.kind == "f":
-        image = np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255)
-    return np.broadcast_to(image[..., :3], (*image.shape[:2], 3)).astype(np.uint8)
-
-
-def _draw_one(pen: ImageDraw, found: Detection) -> None:
-    colour = _COLOURS[found.class_id % len(_COLOURS)]
-    left, top, right, bottom = found.box
-    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)
-    text = f"{found.label} {found.score:.2f}"
-    _, _, width, height = pen.textbbox((0, 0), text)
-    above = max(0.0, top - height - 2)
-    pen.rectangle((left, above, left + width + 3, above + height + 2), fill=colour)
-    pen.text((left + 2, above + 1), text, fill="white")
