@@ -29,7 +29,7 @@ def classifier(pool: TritonPool) -> Classifier:
 
 def detector(pool: TritonPool) -> Detector:
     return pool.detector(
-        "scenes", labels=digits.CLASSES, decoder="yolov8", score_threshold=0.4, class_agnostic=True
+        "scenes", labels=digits.CLASSES, decode="yolov8", score_threshold=0.4, class_agnostic=True
     )
 
 

@@ -25,7 +25,7 @@ RUNTIME_PACKAGES_NO_DEPS = ("tokenizers==0.23.3",)
 
 
 def write_repository(folder: Path) -> Path:
-    """Write the three models below ``folder``, which may exist, and return it."""
+    """Write the models below ``folder``, which may exist, and return it."""
     shutil.copytree(
         MODELS, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
     )

@@ -7,6 +7,7 @@ import pytest
 
 from tests.handles.fakes import FakeCatalog, FakeInvoker, spec, tensor
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
+from tritonasync.handles.architecture import Plug
 from tritonasync.handles.encoder import Encoder
 
 pytestmark = pytest.mark.anyio
@@ -178,3 +179,124 @@ async def test_many_vectors_are_worked_on_too():
     rows = np.ones((100_000, 3), np.float32)
     unit = await encoder(NUMBERS, same, normalize=True)(rows)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+
+
+# --- pooling without a mask --------------------------------------------------------------------
+
+PATCHES = spec([("X", "FP32", (-1, 3))], [("PATCHES", "FP32", (-1, -1, 2))])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("mean", [2, 3]), ("cls", [0, 1]), ("last", [4, 5])]
+)
+async def test_all_vectors_of_a_row_count_where_nothing_is_filled_up(pooling, expected):
+    hidden = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
+    handle = encoder(PATCHES, lambda call: {"PATCHES": hidden}, pooling=pooling)
+    assert (await handle([[1, 2, 3]])).tolist() == [expected]
+    none = encoder(PATCHES, lambda call: {"PATCHES": hidden[:, :0]}, pooling=pooling)
+    with pytest.raises(ProtocolError, match=r"expected \[batch, 1 tokens or more, D\], got \[1, 0"):
+        await none([[1, 2, 3]])
+
+
+async def test_a_pooling_takes_the_output_that_it_fits():
+    served = spec(
+        [("X", "FP32", (-1, 3))], [("TOKENS", "FP32", (-1, -1, 3)), ("VECTOR", "FP32", (-1, 3))]
+    )
+    await encoder(served, same, pooling="none")([[1, 2, 3]])
+    handle = encoder(served, lambda call: {"TOKENS": np.ones((1, 2, 3), np.float32)}, pooling="cls")
+    await handle([[1, 2, 3]])
+    assert handle.sent[0].outputs == ("TOKENS",)
+    with pytest.raises(ConfigurationError, match="has 2 outputs, 2 of them of vectors"):
+        await encoder(served, same)([[1, 2, 3]])
+
+
+async def test_axes_of_one_after_the_vector_are_dropped():
+    served = spec([("X", "FP32", (-1, 3))], [("VECTOR", "FP32", (-1, 3, 1, 1))])
+    handle = encoder(served, lambda call: {"VECTOR": tensor(call, "X")[:, :, None, None]})
+    assert (await handle([[1, 2, 3]])).tolist() == [[1, 2, 3]]
+
+
+# --- images ------------------------------------------------------------------------------------
+
+PICTURES = spec([("IMAGE", "FP32", (-1, 3, 4, 6))], [("VECTOR", "FP32", (-1, 3))])
+
+
+def colours(call):
+    return {"VECTOR": tensor(call, "IMAGE").mean(axis=(2, 3))}
+
+
+async def test_images_of_any_size_are_stretched_to_the_models():
+    handle = encoder(PICTURES, colours)
+    red = np.zeros((9, 5, 3), np.uint8)
+    red[..., 0] = 255
+    vectors = await handle([red, np.full((20, 20), 51, np.uint8)])
+    np.testing.assert_allclose(vectors, [[1, 0, 0], [0.2, 0.2, 0.2]], atol=1e-6)
+    assert handle.sent[0].inputs[0].shape == (2, 3, 4, 6)
+    np.testing.assert_array_equal(await handle.one(red), vectors[0])
+
+
+async def test_encoded_images_are_taken_and_options_heeded(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "blue.png"
+    image.new("RGB", (7, 3), (0, 0, 255)).save(path)
+    handle = encoder(PICTURES, colours, scaling="symmetric", channel_order="bgr")
+    for given in (path, str(path), path.read_bytes()):
+        np.testing.assert_allclose(await handle.one(given), [1, -1, -1], atol=1e-6)
+    np.testing.assert_allclose(await handle([path, path]), [[1, -1, -1]] * 2, atol=1e-6)
+
+
+async def test_a_tensor_of_the_models_shape_goes_as_it_is():
+    tensors = np.full((2, 3, 4, 6), 7, np.float32)
+    handle = encoder(PICTURES, colours)
+    assert (await handle(tensors)).tolist() == [[7] * 3] * 2
+    assert handle.sent[0].inputs[0].parts[0] is tensors
+    assert (await handle.one(tensors[0])).tolist() == [7] * 3
+
+
+async def test_a_misspelt_option_is_refused():
+    with pytest.raises(ConfigurationError, match="resize"):
+        encoder(PICTURES, colours, resizing="crop")
+
+
+# --- architectures -----------------------------------------------------------------------------
+
+
+def plugged(made, *, served=NUMBERS, preprocess=np.asarray, **options):
+    plug = Plug("architecture 'mine'", preprocess, lambda outputs: made(outputs["VECTOR"]))
+    return encoder(served, same, plug=plug, **options)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda v: v * 2, lambda v: (v * 2).tolist(), lambda v: (v * 2).astype(np.float64)],
+    ids=["array", "lists", "float64"],
+)
+async def test_what_an_architecture_makes_are_the_vectors(made):
+    handle = plugged(made)
+    rows = np.array([[1, 2, 3], [3, 4, 0]], np.float32)
+    vectors = await handle(rows)
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, rows * 2)
+    np.testing.assert_array_equal(await handle.one(rows[0]), rows[0] * 2)
+    unit = await plugged(made, normalize=True)(rows)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        (lambda v: v[:1], r"float32 \[1, 3\]"),
+        (lambda v: v[0], r"float32 \[3\]"),
+        (lambda v: None, r"object \[\]"),
+        (lambda v: [["a"], ["b"]], r"<U1 \[2, 1\]"),
+        (lambda v: v > 0, r"bool \[2, 3\]"),
+        (lambda v: [[1, 2], [3]], "list: "),
+    ],
+)
+async def test_what_is_no_vector_for_each_item_is_refused(made, got):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"model 'net': expected the postprocess of architecture 'mine' to return numbers of "
+        rf"shape \[2, D\], one vector for each item, got {got}",
+    ):
+        await plugged(made)(np.ones((2, 3), np.float32))

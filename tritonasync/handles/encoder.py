@@ -1,51 +1,118 @@
 """Models that turn texts, images or vectors into embeddings.
 
-Owns: the form of texts that the model takes, and the length of the vectors. Refuses to know: what
-is encoded; tokens (the model's server does that).
+Owns: what is encoded how, the course of a call with texts of several lengths, and how one vector is
+made of many. Refuses to know: which inputs take tokens (``tokens`` does), how rows are filled up
+(``textrows``), where tokenizers come from (``tokenizer``), pixels (``images``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Literal, TypeAlias, Unpack, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from tritonasync.core.deadline import Deadline
-from tritonasync.core.errors import InvalidInputError, ProtocolError
+from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
+from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.ports import Invoker, ModelCatalog
-from tritonasync.core.values import Reply
+from tritonasync.core.values import Reply, TensorSpec
 from tritonasync.handles.architecture import Plug
+from tritonasync.handles.base import Prepared, Request
 from tritonasync.handles.binding import Binding, bind_one
+from tritonasync.handles.bulk import Mappable
 from tritonasync.handles.conversion import is_array
+from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
+from tritonasync.handles.side_by_side import side_by_side
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
+from tritonasync.handles.textrows import (
+    TextGroup,
+    TextOptions,
+    TextRows,
+    text_options,
+    text_rows,
+)
+from tritonasync.handles.texts import in_form, is_text, text_list, texts_nbytes
+from tritonasync.handles.tokenizer import TextTokenizer, TokenizerLike, Tokens, tokenizer_of
+from tritonasync.handles.tokens import (
+    TokenNames,
+    bind_tokens,
+    token_inputs_text,
+    vector_output,
+)
 from tritonasync.handles.typed import Feed, TypedHandle
-from tritonasync.processing.vectors import l2_normalise
+from tritonasync.processing.vectors import (
+    TokenMask,
+    Vectors,
+    first_token,
+    l2_normalise,
+    last_token,
+    mean_of_tokens,
+)
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 """``[N, D]``, or ``[D]`` of one item."""
 
+Pooling: TypeAlias = Literal["mean", "cls", "last", "none"]
+"""How the vectors of a row's tokens become one: their mean, that of the first (which is [CLS] with
+BERT's relatives), that of the last (with GPT's); ``"none"`` where the model gives one a row."""
 
-class Encoder(TypedHandle[Embeddings, None]):
-    """A model that gives one vector for each row.
+_POOLS: Final[dict[str, Callable[[Vectors, TokenMask], Vectors]]] = {
+    "mean": mean_of_tokens,
+    "cls": first_token,
+    "last": last_token,
+}
 
-    A model with a BYTES input takes texts: a list of ``str`` (sent as UTF-8) or ``bytes``. Any
-    other takes arrays, checked as any model's. Its output is ``[batch, D]``. A model whose
+_MAX_INFLIGHT: Final = 4
+"""Calls of one list of texts that are out at once, as the parts of a large call are."""
+
+_NBYTES_A_CHARACTER: Final = LONG_NBYTES // 2000
+"""Of work: 2,000 characters take about 0.8 ms to tokenise, and a worker thread costs 0.1 ms."""
+
+
+class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
+    """A model that gives one vector for each row: of texts, images, or arrays.
+
+    A model with a BYTES input takes texts: a list of ``str`` (sent as UTF-8) or ``bytes``. With a
+    ``tokenizer``, texts are tokenised here, for a model that takes tokens; those of many callers
+    share batches with others of about their length. A model of images takes images of any kind and
+    size. Any other takes arrays, checked as any model's; so does a model of images, of its input's
+    own shape.
+
+    The output is ``[batch, D]``; or ``[batch, tokens, D]``, with a ``pooling``. A model whose
     ``max_batch_size`` is 0 may have its batch in axis 0 all the same.
 
     Args:
         name: The model's name.
         version: The model's version; ``""`` for the server's choice.
-        invoker: The next stage.
+        invoker: The next stage. It applies the padding of calls, if texts are tokenised here.
         catalog: Where signatures come from.
         timeout_s: Seconds for a call that gives none of its own; ``None`` for no limit.
-        input_name: The input to feed; may be left out if there is only one.
-        output_name: The output to read; may be left out if there is only one.
+        input_name: The input to feed, with the tokens' numbers if there are several for tokens; may
+            be left out if there is only one, or it has a usual name.
+        output_name: The output to read; may be left out if there is only one of its kind.
         normalize: Whether vectors are scaled to length 1 (a zero vector stays zero).
+        pooling: How the vectors of a row's tokens become one.
+        tokenizer: The path of a ``tokenizer.json`` or of a folder with one, or a
+            ``tokenizers.Tokenizer``, which is copied. Read at first use, once for all handles.
+        max_length: The most tokens of a text, special ones included; ``None`` for what the
+            tokenizer's files and the model's input say.
+        truncate: Whether longer texts are cut to that, and not refused.
+        buckets: The lengths that texts are filled up to; empty for the longest of each batch;
+            ``None`` for 16, 32, 64, … and the most tokens of a text.
+        mask_name: The input that takes the mask, if it has no usual name.
+        token_types_name: The input that takes the tokens' types, if it has no usual name.
+        positions_name: The input that takes the tokens' positions, if it has no usual name.
         casting: Which arrays are converted to the model's dtype unasked.
         plug: An architecture of the user's, in place of the steps before and after the model.
+        **images: How images are prepared; see `ImageOptions`. They are stretched to the model's
+            size unless told otherwise.
+
+    Raises:
+        ConfigurationError: An option makes no sense.
     """
 
     def __init__(
@@ -59,8 +126,17 @@ class Encoder(TypedHandle[Embeddings, None]):
         input_name: str | None = None,
         output_name: str | None = None,
         normalize: bool = False,
+        pooling: Pooling | None = None,
+        tokenizer: TokenizerLike | None = None,
+        max_length: int | None = None,
+        truncate: bool = False,
+        buckets: Sequence[int] | None = None,
+        mask_name: str | None = None,
+        token_types_name: str | None = None,
+        positions_name: str | None = None,
         casting: Casting = "safe",
         plug: Plug | None = None,
+        **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(
             name,
@@ -71,24 +147,56 @@ class Encoder(TypedHandle[Embeddings, None]):
             casting=casting,
             plug=plug,
         )
+        if pooling is not None and pooling not in get_args(Pooling):
+            raise ConfigurationError(
+                f"encoder {name!r}: pooling is one of {', '.join(get_args(Pooling))}, not "
+                f"{pooling!r}"
+            )
         self._input_name = input_name
         self._output_name = output_name
         self._normalize = normalize
+        self._pooling = pooling
+        self._texts = text_options(
+            name,
+            tokenizer,
+            max_length=max_length,
+            truncate=truncate,
+            buckets=buckets,
+            names=TokenNames(input_name, mask_name, token_types_name, positions_name),
+        )
+        self._rules = image_rules(f"encoder {name!r}", images, resize="stretch")
+        if self._texts is not None and self._rules.given:
+            raise ConfigurationError(
+                f"encoder {name!r}: {', '.join(images)} is for images, and tokenizer for texts; "
+                "make a handle for each"
+            )
+        if self._texts is not None and plug is not None and plug.postprocess is not None:
+            raise ConfigurationError(
+                f"encoder {name!r}: tokenizer is of no use to {plug.subject}, which has a "
+                "postprocess; let its preprocess make tokens, or leave out its postprocess"
+            )
 
-    async def __call__(self, batch: npt.ArrayLike, *, timeout_s: float | None = None) -> Embeddings:
+    async def __call__(
+        self,
+        batch: npt.ArrayLike | Sequence[str | bytes] | Sequence[ImageLike],
+        *,
+        timeout_s: float | None = None,
+    ) -> Embeddings:
         """Encode a batch.
 
         Args:
-            batch: A list of texts, or an array whose axis 0 is the batch.
+            batch: A list of texts or of images, or an array whose axis 0 is the batch.
             timeout_s: Seconds for this call; ``None`` for the pool's, ``math.inf`` for no limit.
 
         Returns:
-            float32 ``[N, D]``. A read-only view on the received message if the model gives FP32 and
-            ``normalize`` is off; an array of your own otherwise.
+            float32 ``[N, D]``, in the order of the batch. A read-only view on the received message
+            if the model gives FP32 and nothing is done to it; an array of your own otherwise.
 
         Raises:
-            InvalidInputError: The batch does not fit the model's input.
+            InvalidInputError: The batch does not fit the model's input; a text is empty, or longer
+                than the model takes.
             ConfigurationError: The options do not fit the model: input, output, its shape.
+            MissingExtraError: A package is not installed: ``tokenizers``, or Pillow.
             UsageError: The model is decoupled.
             DeadlineExceededError: The time ran out; ``stage`` says where.
             TransportError: Nobody answered, or not with vectors.
@@ -96,8 +204,10 @@ class Encoder(TypedHandle[Embeddings, None]):
         """
         return await self._run(batch, timeout_s, item=False)
 
-    async def one(self, item: npt.ArrayLike, *, timeout_s: float | None = None) -> Embeddings:
-        """Encode one item: a text, or the model's input without the batch axis.
+    async def one(
+        self, item: npt.ArrayLike | ImageLike, *, timeout_s: float | None = None
+    ) -> Embeddings:
+        """Encode one item: a text, an image, or the model's input without the batch axis.
 
         Returns:
             float32 ``[D]``, as of a batch.
@@ -108,61 +218,174 @@ class Encoder(TypedHandle[Embeddings, None]):
         vectors = await self._run(item, timeout_s, item=True)
         return cast("Embeddings", vectors[0])
 
+    async def _run(self, value: object, timeout_s: float | None, *, item: bool) -> Embeddings:
+        if self._texts is None:
+            return await super()._run(value, timeout_s, item=item)
+        deadline = self._deadline(timeout_s)
+        if self._plug is not None:
+            preprocess = partial(self._plug.given, self._plug.items(value, item=item))
+            value = await in_worker(preprocess, deadline=deadline, model=self._name)
+            item = False
+        return await self._run_texts(self._texts, value, deadline, item=item)
+
+    # --- arrays, images, and texts for a BYTES input ---
+
+    def _bind(self, signature: Signature) -> Binding:
+        output = self._output(signature)
+        tokens = token_inputs_text(signature.spec)
+        if tokens is not None:
+            raise ConfigurationError(
+                f"model {self._name!r} takes tokens: {tokens}; give tokenizer=, the path of its "
+                f"tokenizer.json, to encode texts, or call it by pool.model({self._name!r})",
+                model=self._name,
+            )
+        return bind_one(signature, self._input_name, output.name)
+
+    def _output(self, signature: Signature) -> TensorSpec:
+        of_tokens = None if self._pooling is None else self._pooling in _POOLS
+        return vector_output(signature.spec, self._output_name, of_tokens=of_tokens)
+
     def _feed(
         self, binding: Binding, value: object, *, item: bool, deadline: Deadline
     ) -> Feed[None]:
-        del deadline
-        return Feed(*binding.tensors(_texts(binding, value, item=item), item=item), None)
+        if are_images(value, binding, item=item, rules=self._rules):
+            images = [value] if item else value
+            tensor = canvas_of(binding, self._rules).render(images, deadline).tensor
+            return Feed(*binding.tensors(tensor, item=False), None)
+        if binding.input.datatype == "BYTES":
+            value = in_form(binding, value, item=item)
+        elif is_text(value):
+            raise self._no_texts(binding, value)
+        return Feed(*binding.tensors(value, item=item), None)
+
+    def _no_texts(self, binding: Binding, value: object) -> InvalidInputError:
+        slot = binding.signature.slots[binding.input.name]
+        return slot.refuse(
+            f"expected {slot.element_text()}, got a {type(value).__name__}; a model that takes "
+            "tokens wants a tokenizer= for texts"
+        )
 
     def _work_nbytes(self, binding: Binding, value: object) -> int:
+        slot = binding.signature.slots[binding.input.name]
+        ready = is_array(value) and value.dtype == slot.dtype and slot.takes_item(value.shape)
+        if not ready and are_images(value, binding, item=False, rules=self._rules):
+            return canvas_of(binding, self._rules).work_nbytes(value)
         return binding.signature.conversion_nbytes({binding.input.name: value})
-
-    def _adopt(self, made: object, rows: int, reply: Reply) -> Embeddings:
-        raise TypeError(made, rows, reply)
-
-    def _bind(self, signature: Signature) -> Binding:
-        binding = bind_one(signature, self._input_name, self._output_name)
-        output = binding.output
-        if output.datatype in ("BYTES", "BOOL") or len(output.shape) != 2:
-            raise binding.misfit(output, "of one vector a row: numbers of shape [batch, D]")
-        return binding
 
     def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Embeddings:
         del context
-        vectors = binding.floats(reply, binding.output, rows)
-        if vectors.ndim != 2:
+        return self._scaled(self._vectors(binding, reply, rows, None))
+
+    # --- texts that are tokenised here ---
+
+    async def _run_texts(
+        self, options: TextOptions, value: object, deadline: Deadline, *, item: bool
+    ) -> Embeddings:
+        tokenizer = await tokenizer_of(options.tokenizer, deadline, self._name)
+        texts, rows = await self._tokenised(tokenizer, value, deadline, item=item)
+
+        def text_rows_of(signature: Signature) -> TextRows:
+            inputs = bind_tokens(signature, options.names, self._output(signature))
+            length, buckets = options.max_length, options.buckets
+            return text_rows(inputs, tokenizer, length, buckets, truncate=options.truncate)
+
+        def prepare(signature: Signature) -> Prepared[tuple[Binding, list[TextGroup]]]:
+            model = text_rows_of(signature)
+            groups = model.groups(model.fitting(rows, texts, item=item))
+            return Prepared((), len(rows), (model.inputs.binding, groups))
+
+        def work_nbytes(signature: Signature) -> int:
+            return text_rows_of(signature).work_nbytes(rows)
+
+        prepared = await self._prepared(prepare, work_nbytes, deadline)
+        binding, groups = prepared.context
+        replies = await side_by_side(
+            [partial(self._send_group, binding, group, deadline) for group in groups],
+            max_inflight=_MAX_INFLIGHT,
+        )
+        read = partial(self._read_groups, binding, groups, replies)
+        if sum(map(reply_nbytes, replies)) < LONG_NBYTES:
+            return read()
+        return await in_worker(read, deadline=NEVER, model=self._name)
+
+    async def _tokenised(
+        self, tokenizer: TextTokenizer, value: object, deadline: Deadline, *, item: bool
+    ) -> tuple[list[str], list[Tokens]]:
+        def work() -> tuple[list[str], list[Tokens]]:
+            texts = text_list(value, self._name, item=item)
+            return texts, tokenizer.tokens(texts)
+
+        if texts_nbytes(value) * _NBYTES_A_CHARACTER < LONG_NBYTES:
+            return work()
+        return await in_worker(work, deadline=deadline, model=self._name)
+
+    async def _send_group(self, binding: Binding, group: TextGroup, deadline: Deadline) -> Reply:
+        rows, names = binding.call_rows(len(group.rows)), binding.output_names
+        return await self._send(group.tensors, rows, names, Request(deadline), group.padding)
+
+    def _read_groups(
+        self, binding: Binding, groups: Sequence[TextGroup], replies: Sequence[Reply]
+    ) -> Embeddings:
+        parts = [
+            self._vectors(binding, reply, len(group.rows), group.mask)
+            for group, reply in zip(groups, replies, strict=True)
+        ]
+        if len(parts) == 1:
+            return self._scaled(parts[0])
+        if len({part.shape[1] for part in parts}) > 1:
             raise ProtocolError(
-                f"model {self._name!r}, output {binding.output.name!r}: expected [batch, D], got "
-                f"{shape_text(vectors.shape)}",
+                f"model {self._name!r}, output {binding.output.name!r}: expected vectors of one "
+                f"length, got {', '.join(shape_text(part.shape) for part in parts)}",
                 model=self._name,
             )
+        whole = np.concatenate(parts)
+        vectors = np.empty_like(whole)
+        vectors[np.concatenate([group.rows for group in groups])] = whole
+        return self._scaled(vectors)
+
+    # --- vectors ---
+
+    def _vectors(
+        self, binding: Binding, reply: Reply, rows: int, mask: TokenMask | None
+    ) -> Embeddings:
+        """Return one vector a row, of which the real tokens are those of the mask, or all."""
+        raw = binding.floats(reply, binding.output, rows)
+        pool = _POOLS.get(self._pooling or "none")
+        if pool is None:
+            if raw.ndim < 2 or any(axis != 1 for axis in raw.shape[2:]):
+                raise self._wrong_shape(binding, "[batch, D]", raw)
+            return raw.reshape(raw.shape[:2])
+        least = 1 if mask is None else mask.shape[1]
+        if raw.ndim != 3 or raw.shape[1] < least:
+            raise self._wrong_shape(binding, f"[batch, {least} tokens or more, D]", raw)
+        if mask is None:
+            mask = np.ones(raw.shape[:2], np.bool_)
+        return pool(raw[:, : mask.shape[1]], mask)
+
+    def _wrong_shape(self, binding: Binding, expected: str, got: Embeddings) -> ProtocolError:
+        return ProtocolError(
+            f"model {self._name!r}, output {binding.output.name!r}: expected {expected}, got "
+            f"{shape_text(got.shape)}",
+            model=self._name,
+        )
+
+    def _scaled(self, vectors: Embeddings) -> Embeddings:
         return l2_normalise(vectors) if self._normalize else vectors
 
-
-def _texts(binding: Binding, value: object, *, item: bool) -> object:
-    """Return texts in the form of the model's BYTES input: ``[N]`` or ``[N, 1]``.
-
-    Raises:
-        InvalidInputError: A batch is a single text.
-    """
-    axes = binding.input.shape[1:]
-    if binding.input.datatype != "BYTES":
-        return value
-    single = isinstance(value, (str, bytes))
-    if single and not item:
-        raise InvalidInputError(
-            f"model {binding.spec.name!r}, input {binding.input.name!r}: expected a list of texts, "
-            f"got a single {type(value).__name__}; use handle.one(text)",
-            model=binding.spec.name,
-        )
-    if len(axes) != 1:
-        return value
-    if item:
-        return [value] if single else value
-    if is_array(value):
-        return value[:, None] if value.ndim == 1 else value
-    if isinstance(value, (list, tuple)):
-        rows = cast("Sequence[object]", value)
-        nested = any(isinstance(row, (list, tuple)) for row in rows)
-        return rows if nested else [[row] for row in rows]
-    return value
+    def _adopt(self, made: object, rows: int, reply: Reply) -> Embeddings:
+        del reply
+        subject = "the architecture" if self._plug is None else self._plug.subject
+        expected = f"numbers of shape [{rows}, D], one vector for each item"
+        try:
+            array = np.asarray(made)
+            got = f"{array.dtype} {shape_text(array.shape)}"
+        except ValueError as error:
+            array, got = np.empty(0), f"{type(made).__name__}: {error}"
+        if array.dtype.kind not in "iuf" or array.ndim != 2 or len(array) != rows:
+            raise ConfigurationError(
+                f"model {self._name!r}: expected the postprocess of {subject} to return "
+                f"{expected}, got {got}",
+                model=self._name,
+            )
+        with np.errstate(over="ignore"):
+            return self._scaled(array.astype(np.float32, copy=False))
