@@ -9,17 +9,24 @@ Invariant: what touches the pool runs in its loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeVar, cast, overload
 
-from tritonasync.core.errors import InvalidInputError, PoolClosedError, TritonError
+from tritonasync.blocking_bulk import BlockingBulk, blocking_map
+from tritonasync.core.errors import (
+    InvalidInputError,
+    PoolClosedError,
+    TritonError,
+    UsageError,
+)
 from tritonasync.core.resilience import EndpointSpec
 from tritonasync.core.values import ParameterValue
-from tritonasync.facade import BlockingStream, Facade, making, streaming, waiting
+from tritonasync.facade import BlockingStream, Facade, here, making, streaming, waiting
 from tritonasync.factory import HandleFactory
 from tritonasync.handles.base import Handle
 from tritonasync.handles.classifier import Classifier
+from tritonasync.handles.config import HandleConfig
 from tritonasync.handles.course import check_end
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
@@ -29,6 +36,7 @@ from tritonasync.handles.model import ModelHandle
 from tritonasync.handles.outputs import Outputs
 from tritonasync.handles.sequence import SequenceHandle
 from tritonasync.handles.steps import Inputs
+from tritonasync.handles.task import TaskHandle
 from tritonasync.loop_thread import LoopThread
 from tritonasync.stages import PoolStatistics
 from tritonasync.transport.admin import Admin
@@ -36,6 +44,7 @@ from tritonasync.transport.admin import Admin
 __all__ = [
     "AsyncPool",
     "BlockingAdmin",
+    "BlockingBulk",
     "BlockingClassifier",
     "BlockingDetector",
     "BlockingEncoder",
@@ -44,9 +53,12 @@ __all__ = [
     "BlockingPool",
     "BlockingSequence",
     "BlockingStream",
+    "BlockingTask",
 ]
 
 _H_co = TypeVar("_H_co", bound=Handle, covariant=True)
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 class AsyncPool(Protocol):
@@ -85,7 +97,7 @@ class _BlockingHandle(Facade[_H_co]):
         """The version asked for; ``""`` for the server's choice."""
         return self._inner.version
 
-    spec = waiting(Handle.spec)
+    spec: Final = waiting(Handle.spec)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._inner!r}>"
@@ -105,9 +117,9 @@ class BlockingSequence(_BlockingHandle[SequenceHandle]):
         """The sequence's id. Raises as :attr:`SequenceHandle.id`."""
         return self._inner.id
 
-    __call__ = waiting(SequenceHandle.__call__)
-    one = waiting(SequenceHandle.one)
-    stream = streaming(SequenceHandle.stream)
+    __call__: Final = waiting(SequenceHandle.__call__)
+    one: Final = waiting(SequenceHandle.one)
+    stream: Final = streaming(SequenceHandle.stream)
 
     def map(
         self,
@@ -180,8 +192,8 @@ def _flagged(source: Iterable[Inputs], *, end: bool) -> Iterator[tuple[Inputs, b
 class BlockingLease(Facade[Lending]):
     """Input arrays in shared memory, lent in plain ``with``: ``with model.lease(8) as slot``."""
 
-    _enter = waiting(Lending.__aenter__)
-    _leave = waiting(Lending.__aexit__)
+    _enter: Final = waiting(Lending.__aenter__)
+    _leave: Final = waiting(Lending.__aexit__)
 
     def __enter__(self) -> LeasedInputs:
         """Take the arrays. Raises as :meth:`ModelHandle.lease` says."""
@@ -199,39 +211,74 @@ class BlockingLease(Facade[Lending]):
 class BlockingModel(_BlockingHandle[ModelHandle]):
     """A :class:`ModelHandle` that waits: the same methods without ``await``."""
 
-    __call__ = waiting(ModelHandle.__call__)
-    one = waiting(ModelHandle.one)
-    stream = streaming(ModelHandle.stream)
-    sequence = making(ModelHandle.sequence, BlockingSequence)
-    lease = making(ModelHandle.lease, BlockingLease)
+    __call__: Final = waiting(ModelHandle.__call__)
+    one: Final = waiting(ModelHandle.one)
+    map = blocking_map
+    stream: Final = streaming(ModelHandle.stream)
+    sequence: Final = making(ModelHandle.sequence, BlockingSequence)
+    lease: Final = making(ModelHandle.lease, BlockingLease)
 
 
 class BlockingClassifier(_BlockingHandle[Classifier]):
     """A :class:`Classifier` that waits: the same methods without ``await``."""
 
-    __call__ = waiting(Classifier.__call__)
-    one = waiting(Classifier.one)
+    __call__: Final = waiting(Classifier.__call__)
+    one: Final = waiting(Classifier.one)
+    map = blocking_map
 
 
 class BlockingDetector(_BlockingHandle[Detector]):
     """A :class:`Detector` that waits: the same methods without ``await``."""
 
-    __call__ = waiting(Detector.__call__)
-    one = waiting(Detector.one)
+    __call__: Final = waiting(Detector.__call__)
+    one: Final = waiting(Detector.one)
+    map = blocking_map
 
 
 class BlockingEncoder(_BlockingHandle[Encoder]):
     """An :class:`Encoder` that waits: the same methods without ``await``."""
 
-    __call__ = waiting(Encoder.__call__)
-    one = waiting(Encoder.one)
+    __call__: Final = waiting(Encoder.__call__)
+    one: Final = waiting(Encoder.one)
+    map = blocking_map
+
+
+class BlockingTask(_BlockingHandle[TaskHandle[_In, _Out]], Generic[_In, _Out]):
+    """A :class:`TaskHandle` that waits: the same methods without ``await``."""
+
+    def __call__(
+        self, batch: Iterable[_In] | Mapping[str, object], *, timeout_s: float | None = None
+    ) -> list[_Out]:
+        """Return the result of each of several items, as :class:`TaskHandle` does."""
+        brought = cast("Iterable[_In]", here(batch))
+        return self._thread.call(self._inner, brought, timeout_s=timeout_s)
+
+    def one(self, item: _In, *, timeout_s: float | None = None) -> _Out:
+        """Return the result of one item. Raises as the call on several."""
+        return self._thread.call(self._inner.one, cast("_In", here(item)), timeout_s=timeout_s)
+
+    map = blocking_map
 
 
 class BlockingGenerator(_BlockingHandle[Generator]):
     """A :class:`Generator` that waits: the same methods without ``await``, in plain loops."""
 
-    __call__ = streaming(Generator.__call__)
-    text = waiting(Generator.text)
+    __call__: Final = streaming(Generator.__call__)
+    text: Final = waiting(Generator.text)
+
+
+_FACES: Final[tuple[tuple[type[Handle], Callable[[LoopThread, Handle], object]], ...]] = cast(
+    "tuple[tuple[type[Handle], Callable[[LoopThread, Handle], object]], ...]",
+    (
+        (Classifier, BlockingClassifier),
+        (Detector, BlockingDetector),
+        (Encoder, BlockingEncoder),
+        (TaskHandle, BlockingTask),
+        (ModelHandle, BlockingModel),
+        (Generator, BlockingGenerator),
+    ),
+)
+"""What a handle looks like to those who wait, by its class."""
 
 
 class BlockingAdmin(Facade[Admin]):
@@ -246,16 +293,16 @@ class BlockingAdmin(Facade[Admin]):
         """Return the same calls for one endpoint of the pool. Raises as :meth:`Admin.at`."""
         return BlockingAdmin(self._thread, self._in_loop(self._inner.at, url))
 
-    live = waiting(Admin.live)
-    ready = waiting(Admin.ready)
-    wait_until_ready = waiting(Admin.wait_until_ready)
-    server_metadata = waiting(Admin.server_metadata)
-    metadata = waiting(Admin.metadata)
-    config = waiting(Admin.config)
-    index = waiting(Admin.index)
-    statistics = waiting(Admin.statistics)
-    load = waiting(Admin.load)
-    unload = waiting(Admin.unload)
+    live: Final = waiting(Admin.live)
+    ready: Final = waiting(Admin.ready)
+    wait_until_ready: Final = waiting(Admin.wait_until_ready)
+    server_metadata: Final = waiting(Admin.server_metadata)
+    metadata: Final = waiting(Admin.metadata)
+    config: Final = waiting(Admin.config)
+    index: Final = waiting(Admin.index)
+    statistics: Final = waiting(Admin.statistics)
+    load: Final = waiting(Admin.load)
+    unload: Final = waiting(Admin.unload)
 
 
 class BlockingPool(Facade[AsyncPool]):
@@ -318,13 +365,53 @@ class BlockingPool(Facade[AsyncPool]):
             thread.leave()
             thread.warn_unclosed(self)
 
-    model = making(HandleFactory.model, BlockingModel)
-    classifier = making(HandleFactory.classifier, BlockingClassifier)
-    detector = making(HandleFactory.detector, BlockingDetector)
-    encoder = making(HandleFactory.encoder, BlockingEncoder)
-    generator = making(HandleFactory.generator, BlockingGenerator)
-    add_endpoint = waiting(AsyncPool.add_endpoint)
-    remove_endpoint = waiting(AsyncPool.remove_endpoint)
+    model: Final = making(HandleFactory.model, BlockingModel)
+    classifier: Final = making(HandleFactory.classifier, BlockingClassifier)
+    detector: Final = making(HandleFactory.detector, BlockingDetector)
+    encoder: Final = making(HandleFactory.encoder, BlockingEncoder)
+    generator: Final = making(HandleFactory.generator, BlockingGenerator)
+    create_classifier: Final = making(HandleFactory.create_classifier, BlockingClassifier)
+    create_detector: Final = making(HandleFactory.create_detector, BlockingDetector)
+    create_encoder: Final = making(HandleFactory.create_encoder, BlockingEncoder)
+    add_endpoint: Final = waiting(AsyncPool.add_endpoint)
+    remove_endpoint: Final = waiting(AsyncPool.remove_endpoint)
+
+    @overload
+    def create(self, config: HandleConfig[Classifier]) -> BlockingClassifier: ...
+
+    @overload
+    def create(self, config: HandleConfig[Detector]) -> BlockingDetector: ...
+
+    @overload
+    def create(self, config: HandleConfig[Encoder]) -> BlockingEncoder: ...
+
+    @overload
+    def create(self, config: HandleConfig[TaskHandle[_In, _Out]]) -> BlockingTask[_In, _Out]: ...
+
+    @overload
+    def create(self, config: HandleConfig[ModelHandle]) -> BlockingModel: ...
+
+    @overload
+    def create(self, config: HandleConfig[Generator]) -> BlockingGenerator: ...
+
+    def create(self, config: HandleConfig[object]) -> object:
+        """Return the handle that a config describes, to be called without ``await``. No I/O.
+
+        Raises:
+            ConfigurationError: As :meth:`TritonPool.create`.
+            UsageError: The config makes a handle of a class that only the pool with an event loop
+                can give.
+        """
+        make = cast("Callable[[HandleConfig[object]], Handle]", getattr(self._inner, "create"))  # noqa: B009
+        handle = make(config)
+        for kind, face in _FACES:
+            if isinstance(handle, kind):
+                return face(self._thread, handle)
+        raise UsageError(
+            f"pool.create: a {type(handle).__name__} has no counterpart that waits; expected a "
+            f"handle that derives from {', '.join(kind.__name__ for kind, _ in _FACES)}. Use "
+            "TritonPool and its create in an event loop"
+        )
 
     @property
     def admin(self) -> BlockingAdmin:

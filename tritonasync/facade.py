@@ -93,7 +93,7 @@ class BlockingStream(Facade[ResponseStream[_T_co]]):
         self.close()
 
 
-def _here(value: object) -> object:
+def here(value: object) -> object:
     """Return an argument with a GPU's arrays brought in: their stream is the caller's thread's."""
     if is_device_array(value):
         return as_device_array(value)
@@ -102,7 +102,7 @@ def _here(value: object) -> object:
     named = cast("dict[object, object]", value)
     if not any(map(is_device_array, named.values())):
         return named
-    return {name: _here(each) for name, each in named.items()}
+    return {name: here(each) for name, each in named.items()}
 
 
 def waiting(
@@ -114,8 +114,8 @@ def waiting(
     def call(self: Facade[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
         bound: Callable[..., Coroutine[object, object, _R]] = getattr(inner, call.__name__)
-        named = {name: _here(value) for name, value in kwargs.items()}
-        return thread.call(partial(bound, *map(_here, args), **named))
+        named = {name: here(value) for name, value in kwargs.items()}
+        return thread.call(partial(bound, *map(here, args), **named))
 
     return call
 
@@ -144,7 +144,7 @@ def streaming(
     def call(self: Facade[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> BlockingStream[_R]:
         thread, inner = self._thread, self._inner  # pyright: ignore[reportPrivateUsage]
         bound: Callable[..., ResponseStream[_R]] = getattr(inner, call.__name__)
-        named = {name: _here(value) for name, value in kwargs.items()}
-        return BlockingStream(thread, bound(*map(_here, args), **named))
+        named = {name: here(value) for name, value in kwargs.items()}
+        return BlockingStream(thread, bound(*map(here, args), **named))
 
     return call

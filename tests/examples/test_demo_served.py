@@ -15,32 +15,14 @@ from PIL import Image
 
 from examples.demo import chapters, digits
 from examples.demo.report import Report
-from examples.demo.repository import (
-    RUNTIME_PACKAGES,
-    RUNTIME_PACKAGES_NO_DEPS,
-    write_repository,
-)
 from examples.demo.scenes import scenes
-from tritonasync import TritonPool
-from tritonasync.serving import EmbeddedTriton
 
 pytestmark = [pytest.mark.server, pytest.mark.anyio]
 
 
-@pytest.fixture(scope="module")
-def demo_server(tmp_path_factory):
-    with EmbeddedTriton(
-        write_repository(tmp_path_factory.mktemp("demo")),
-        packages=RUNTIME_PACKAGES,
-        packages_no_deps=RUNTIME_PACKAGES_NO_DEPS,
-    ) as server:
-        yield server
-
-
 @pytest.fixture
-async def pool(demo_server):
-    async with TritonPool(demo_server.grpc_url) as pool:
-        yield pool
+def pool(demo_pool):
+    return demo_pool
 
 
 @pytest.fixture
