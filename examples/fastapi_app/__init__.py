@@ -1,0 +1,1 @@
+"""Models behind a FastAPI application, with a page to drop images on."""
