@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import compiled, imports, routing, tables, wire_bytes
+from benchmarks import compiled, imports, routing, tables, web, wire_bytes
 from benchmarks.machine import machine, versions
 from benchmarks.peers import Starter
 from benchmarks.results import Results, Taken
@@ -24,10 +24,12 @@ from tritonasync.serving import ensure_runtime
 Say = Callable[[str], None]
 Show = Callable[[Iterable[str]], None]
 
-IN_PROCESS = {"imports": imports, "routing": routing, "wire": wire_bytes}
+IN_PROCESS = {"imports": imports, "routing": routing, "wire": wire_bytes, "web": web}
+WHEN_NAMED = {"web"}
 TITLES = {
     "imports": "What an import costs, beside what it cannot do without",
     "routing": "What routing costs a batch, CPU time",
+    "web": "A web application beside the same one with tritonclient",
     "wire": "The wire layer beside tritonclient's own functions, CPU time",
 }
 
