@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -22,7 +23,7 @@ LOWEST = [f"{name}=={version}" for name, _, version in (
 )]  # fmt: skip
 
 
-def install(session: nox.Session, *groups: str, extras: str = "images") -> None:
+def install(session: nox.Session, *groups: str, extras: str = "images,text,yaml") -> None:
     """Install the package, editable, with extras and the groups of pyproject.toml."""
     session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
 
@@ -44,7 +45,8 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, on the real server, and every snippet of the documentation."""
-    install_demo(session, "test", "gpu")  # CuPy imports, and its arrays can be played, without one
+    # CuPy imports, and its arrays can be played, without a GPU.
+    install_demo(session, "test", "web", "gpu")
     session.run("pytest", *session.posargs)
     if not session.posargs:
         _coverage_of_the_core(session)
@@ -89,8 +91,11 @@ def types(session: nox.Session) -> None:
     install(session, "types", "test")
     session.run("mypy")
     session.run("pyright")
-    # Wrong calls of the facade must fail in both; the tests' own session has neither.
-    session.run("pytest", "-q", "tests/pool/test_blocking.py", "-k", "type_checking")
+    session.run("pyright", "--verifytypes", "tritonasync", "--ignoreexternal")
+    # Wrong calls must fail in both; the tests' own session has neither.
+    session.run(
+        "pytest", "-q", "tests/pool/test_blocking.py", "tests/typing", "-k", "type_checking"
+    )
 
 
 @nox.session
@@ -98,6 +103,20 @@ def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error. Its snippets are run by ``tests``."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict", "--quiet")
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Drop images on the page of the web example, in a headless Chromium."""
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if missing:
+        session.error(
+            f"{' and '.join(missing)} missing; Debian has both: "
+            "apt-get update && "
+            "apt-get install -y --no-install-recommends chromium chromium-driver"
+        )
+    install_demo(session, "test", "web", "browser")
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 @nox.session(default=False)
@@ -110,5 +129,5 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure beside its peers, interleaved in one run (``-- --quick``: under two minutes)."""
-    install(session)
+    install(session, "web")
     session.run("python", "-m", "benchmarks", *session.posargs)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         BlockingPool,
         BlockingSequence,
         BlockingStream,
+        BlockingTask,
     )
+    from tritonasync.blocking_bulk import BlockingBulk
     from tritonasync.core.attempt import Attempt
     from tritonasync.core.errors import (
         AccessDeniedError,
@@ -86,20 +88,38 @@ if TYPE_CHECKING:
     )
     from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
     from tritonasync.core.values import ModelSpec, TensorSpec
+    from tritonasync.handles.architecture import Preprocessed
+    from tritonasync.handles.bulk import BulkStream, Mappable
     from tritonasync.handles.classifications import Classification, Classifications, ClassScore
     from tritonasync.handles.classifier import Classifier
-    from tritonasync.handles.decoders import Candidates
+    from tritonasync.handles.config import HandleConfig
+    from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+    from tritonasync.handles.decoding.candidates import Candidates
     from tritonasync.handles.detections import Detection, Detections
     from tritonasync.handles.detector import Detector
     from tritonasync.handles.encoder import Encoder
     from tritonasync.handles.generator import Generator
+    from tritonasync.handles.images import ImageOptions
     from tritonasync.handles.lease import LeasedInputs
+    from tritonasync.handles.ledger import Failed, Progress
     from tritonasync.handles.model import ModelHandle
     from tritonasync.handles.outputs import Outputs
+    from tritonasync.handles.pipeline import Pipeline
+    from tritonasync.handles.registry import (
+        ModelRegistry,
+        RegisteredModel,
+        load_configs,
+        register_model,
+        register_model_type,
+        registered_models,
+    )
     from tritonasync.handles.sequence import SequenceHandle
     from tritonasync.handles.stream import ResponseStream
+    from tritonasync.handles.task import TaskHandle
     from tritonasync.memory.lender import MemoryStatistics
     from tritonasync.pool import TritonPool
+    from tritonasync.processing.scaling import Scaling
+    from tritonasync.processing.vectors import similarity
     from tritonasync.routing.member import EndpointHealth
     from tritonasync.routing.statistics import RoutingStatistics
     from tritonasync.stages import PoolStatistics
@@ -115,6 +135,7 @@ __all__ = [
     "BatchStatistics",
     "BatchingStatistics",
     "BlockingAdmin",
+    "BlockingBulk",
     "BlockingClassifier",
     "BlockingDetector",
     "BlockingEncoder",
@@ -124,11 +145,14 @@ __all__ = [
     "BlockingPool",
     "BlockingSequence",
     "BlockingStream",
+    "BlockingTask",
+    "BulkStream",
     "Candidates",
     "ClassScore",
     "Classification",
     "Classifications",
     "Classifier",
+    "ClassifierConfig",
     "ConfigurationError",
     "ConnectionLostError",
     "ControlRefusedError",
@@ -137,19 +161,25 @@ __all__ = [
     "Detection",
     "Detections",
     "Detector",
+    "DetectorConfig",
     "DeviceError",
     "Duration",
     "Encoder",
+    "EncoderConfig",
     "EndpointHealth",
     "EndpointSpec",
     "EndpointStatistics",
+    "Failed",
     "Generator",
+    "HandleConfig",
     "HealthPolicy",
+    "ImageOptions",
     "IndexEntry",
     "InvalidInputError",
     "InvalidRequestError",
     "LeasedInputs",
     "LoadFailedError",
+    "Mappable",
     "MemoryExhaustedError",
     "MemoryPolicy",
     "MemoryStatistics",
@@ -160,25 +190,31 @@ __all__ = [
     "ModelHandle",
     "ModelNotFoundError",
     "ModelNotReadyError",
+    "ModelRegistry",
     "ModelSpec",
     "ModelStatistics",
     "ModelUnhealthyError",
     "Outputs",
     "Padding",
+    "Pipeline",
     "PlacementError",
     "PoolClosedError",
     "PoolStatistics",
+    "Preprocessed",
+    "Progress",
     "ProtocolError",
     "QueueFullError",
     "QueueTimeoutError",
     "RegionExistsError",
     "RegionInvalidError",
     "RegionNotFoundError",
+    "RegisteredModel",
     "ResponseOverflowError",
     "ResponseStream",
     "RetryPolicy",
     "RoutingStatistics",
     "RuntimeSetupError",
+    "Scaling",
     "SequenceHandle",
     "SequenceLostError",
     "SequenceNotFoundError",
@@ -192,6 +228,7 @@ __all__ = [
     "SharingReport",
     "SlotTooSmallError",
     "StreamPolicy",
+    "TaskHandle",
     "TensorSpec",
     "TlsConfig",
     "TlsError",
@@ -202,6 +239,11 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "WrongContextError",
+    "load_configs",
+    "register_model",
+    "register_model_type",
+    "registered_models",
+    "similarity",
 ]
 
 _NAMES = {
@@ -217,7 +259,9 @@ _NAMES = {
         "BlockingPool",
         "BlockingSequence",
         "BlockingStream",
+        "BlockingTask",
     ),
+    "tritonasync.blocking_bulk": ("BlockingBulk",),
     "tritonasync.core.attempt": ("Attempt",),
     "tritonasync.core.errors": (
         "AccessDeniedError",
@@ -278,31 +322,73 @@ _NAMES = {
         "ModelStatistics",
         "ServerMetadata",
     ),
-    "tritonasync.core.resilience": ("EndpointSpec", "HealthPolicy", "RetryPolicy"),
+    "tritonasync.core.resilience": (
+        "EndpointSpec",
+        "HealthPolicy",
+        "RetryPolicy",
+    ),
     "tritonasync.core.values": (
         "ModelSpec",
         "TensorSpec",
     ),
-    "tritonasync.handles.classifications": ("Classification", "Classifications", "ClassScore"),
+    "tritonasync.handles.architecture": ("Preprocessed",),
+    "tritonasync.handles.bulk": (
+        "BulkStream",
+        "Mappable",
+    ),
+    "tritonasync.handles.classifications": (
+        "ClassScore",
+        "Classification",
+        "Classifications",
+    ),
     "tritonasync.handles.classifier": ("Classifier",),
-    "tritonasync.handles.decoders": ("Candidates",),
-    "tritonasync.handles.detections": ("Detection", "Detections"),
+    "tritonasync.handles.config": ("HandleConfig",),
+    "tritonasync.handles.configs": (
+        "ClassifierConfig",
+        "DetectorConfig",
+        "EncoderConfig",
+    ),
+    "tritonasync.handles.decoding.candidates": ("Candidates",),
+    "tritonasync.handles.detections": (
+        "Detection",
+        "Detections",
+    ),
     "tritonasync.handles.detector": ("Detector",),
     "tritonasync.handles.encoder": ("Encoder",),
     "tritonasync.handles.generator": ("Generator",),
+    "tritonasync.handles.images": ("ImageOptions",),
     "tritonasync.handles.lease": ("LeasedInputs",),
-    "tritonasync.memory.lender": ("MemoryStatistics",),
+    "tritonasync.handles.ledger": (
+        "Failed",
+        "Progress",
+    ),
     "tritonasync.handles.model": ("ModelHandle",),
     "tritonasync.handles.outputs": ("Outputs",),
+    "tritonasync.handles.pipeline": ("Pipeline",),
+    "tritonasync.handles.registry": (
+        "ModelRegistry",
+        "RegisteredModel",
+        "load_configs",
+        "register_model",
+        "register_model_type",
+        "registered_models",
+    ),
+    "tritonasync.handles.sequence": ("SequenceHandle",),
     "tritonasync.handles.stream": ("ResponseStream",),
+    "tritonasync.handles.task": ("TaskHandle",),
+    "tritonasync.memory.lender": ("MemoryStatistics",),
     "tritonasync.pool": ("TritonPool",),
+    "tritonasync.processing.scaling": ("Scaling",),
+    "tritonasync.processing.vectors": ("similarity",),
     "tritonasync.routing.member": ("EndpointHealth",),
     "tritonasync.routing.statistics": ("RoutingStatistics",),
     "tritonasync.stages": ("PoolStatistics",),
     "tritonasync.transport.admin": ("Admin",),
-    "tritonasync.handles.sequence": ("SequenceHandle",),
     "tritonasync.transport.choice": ("TransportChoice",),
-    "tritonasync.transport.statistics": ("EndpointStatistics", "SharingReport"),
+    "tritonasync.transport.statistics": (
+        "EndpointStatistics",
+        "SharingReport",
+    ),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -9,19 +9,30 @@ Invariant: making a handle does no I/O, and is possible before the pool is open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar, Unpack
 
 import numpy.typing as npt
 
 from tritonasync.batching.padding import Padder
+from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.policies import Padding
 from tritonasync.handles.classifier import Activation, Classifier
-from tritonasync.handles.detector import DecoderChoice, Detector
-from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.frames import Layout
+from tritonasync.handles.config import HandleConfig, HandleParts, expected_config
+from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.detector import Detector
+from tritonasync.handles.encoder import Encoder, Pooling
 from tritonasync.handles.generator import Generator
+from tritonasync.handles.images import ImageOptions
+from tritonasync.handles.labels import LabelsLike
 from tritonasync.handles.model import ModelHandle
+from tritonasync.handles.reading import DecoderChoice, OutputChoice
+from tritonasync.handles.registry import ModelRegistry, default_registry
+from tritonasync.handles.selection import IouThreshold, ScoreThreshold
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.tokenizer import TokenizerLike
 from tritonasync.transport.gate import Gate
+
+_H = TypeVar("_H")
 
 
 class HandleFactory:
@@ -30,11 +41,55 @@ class HandleFactory:
     Args:
         gate: The first stage.
         timeout_s: Seconds for a call that gives none of its own.
+        registry: The model types and architectures of configs; ``None`` for the default one.
+
+    Raises:
+        ConfigurationError: ``registry`` is none.
     """
 
-    def __init__(self, gate: Gate, timeout_s: float) -> None:
+    def __init__(self, gate: Gate, timeout_s: float, registry: ModelRegistry | None = None) -> None:
+        if not (registry is None or isinstance(registry, ModelRegistry)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"registry must be a ModelRegistry or None, not {registry!r}; ModelRegistry() "
+                "makes one"
+            )
         self._gate = gate
         self._timeout_s = timeout_s
+        self._registry = default_registry if registry is None else registry
+
+    def create(self, config: HandleConfig[_H]) -> _H:
+        """Return the handle that a config describes: a `Detector` of a `DetectorConfig`. No I/O.
+
+        Raises:
+            ConfigurationError: It is no config, its model type or architecture is not registered,
+                or an option makes no sense.
+        """
+        gate = self._gate
+        return self._registry.create(config, HandleParts(gate, Padder(gate), gate, self._timeout_s))
+
+    def create_classifier(self, config: ClassifierConfig | Mapping[str, object]) -> Classifier:
+        """Return the classifier that a config, or a mapping of its fields, describes. No I/O.
+
+        Raises:
+            ConfigurationError: As `create`, or a field is unknown, missing, or not of its type.
+        """
+        return self.create(expected_config(ClassifierConfig, config))
+
+    def create_detector(self, config: DetectorConfig | Mapping[str, object]) -> Detector:
+        """Return the detector that a config, or a mapping of its fields, describes. No I/O.
+
+        Raises:
+            ConfigurationError: As `create`, or a field is unknown, missing, or not of its type.
+        """
+        return self.create(expected_config(DetectorConfig, config))
+
+    def create_encoder(self, config: EncoderConfig | Mapping[str, object]) -> Encoder:
+        """Return the encoder that a config, or a mapping of its fields, describes. No I/O.
+
+        Raises:
+            ConfigurationError: As `create`, or a field is unknown, missing, or not of its type.
+        """
+        return self.create(expected_config(EncoderConfig, config))
 
     def model(
         self,
@@ -80,9 +135,12 @@ class HandleFactory:
         *,
         input_name: str | None = None,
         output_name: str | None = None,
-        labels: Sequence[str] | None = None,
+        labels: LabelsLike | None = None,
         activation: Activation = "softmax",
+        top_k: int | None = None,
+        threshold: float | None = None,
         casting: Casting = "safe",
+        **images: Unpack[ImageOptions],
     ) -> Classifier:
         """Return a handle that gives a score for each class. The options are `Classifier`'s.
 
@@ -99,7 +157,10 @@ class HandleFactory:
             output_name=output_name,
             labels=labels,
             activation=activation,
+            top_k=top_k,
+            threshold=threshold,
             casting=casting,
+            **images,
         )
 
     def detector(
@@ -108,15 +169,15 @@ class HandleFactory:
         version: str = "",
         *,
         input_name: str | None = None,
-        outputs: Sequence[str] | None = None,
-        labels: Sequence[str] | None = None,
-        decoder: DecoderChoice = "auto",
-        layout: Layout | None = None,
-        image_size: tuple[int, int] | None = None,
-        score_threshold: float = 0.25,
-        iou_threshold: float | None = 0.45,
+        outputs: OutputChoice = None,
+        labels: LabelsLike | None = None,
+        decode: DecoderChoice = "auto",
+        score_threshold: ScoreThreshold = 0.25,
+        iou_threshold: IouThreshold = "auto",
         max_detections: int = 300,
         class_agnostic: bool = False,
+        class_offset: int | None = None,
+        **images: Unpack[ImageOptions],
     ) -> Detector:
         """Return a handle that finds objects in images. The options are `Detector`'s.
 
@@ -132,13 +193,13 @@ class HandleFactory:
             input_name=input_name,
             outputs=outputs,
             labels=labels,
-            decoder=decoder,
-            layout=layout,
-            image_size=image_size,
+            decode=decode,
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             max_detections=max_detections,
             class_agnostic=class_agnostic,
+            class_offset=class_offset,
+            **images,
         )
 
     def encoder(
@@ -149,19 +210,41 @@ class HandleFactory:
         input_name: str | None = None,
         output_name: str | None = None,
         normalize: bool = False,
+        pooling: Pooling | None = None,
+        tokenizer: TokenizerLike | None = None,
+        max_length: int | None = None,
+        truncate: bool = False,
+        buckets: Sequence[int] | None = None,
+        mask_name: str | None = None,
+        token_types_name: str | None = None,
+        positions_name: str | None = None,
         casting: Casting = "safe",
+        **images: Unpack[ImageOptions],
     ) -> Encoder:
-        """Return a handle that gives a vector for each row. The options are `Encoder`'s."""
+        """Return a handle that gives a vector for each row. The options are `Encoder`'s.
+
+        Raises:
+            ConfigurationError: An option makes no sense.
+        """
         return Encoder(
             name,
             version,
-            self._gate,
+            self._gate if tokenizer is None else Padder(self._gate),
             self._gate,
             timeout_s=self._timeout_s,
             input_name=input_name,
             output_name=output_name,
             normalize=normalize,
+            pooling=pooling,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            truncate=truncate,
+            buckets=buckets,
+            mask_name=mask_name,
+            token_types_name=token_types_name,
+            positions_name=positions_name,
             casting=casting,
+            **images,
         )
 
     def generator(

@@ -7,6 +7,7 @@ does), what handles there are (``factory`` does).
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
@@ -25,7 +26,8 @@ from tritonasync.core.policies import (
 )
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
 from tritonasync.factory import HandleFactory
-from tritonasync.options import Options, endpoints_of
+from tritonasync.handles.registry import ModelRegistry
+from tritonasync.options import Options, endpoints_of, repository_of
 from tritonasync.stages import PoolStatistics, Stages
 from tritonasync.transport.admin import Admin
 from tritonasync.transport.backend import Transport
@@ -82,6 +84,10 @@ class TritonPool(HandleFactory):
         headers: gRPC metadata of every call, or a plain or async function that gives it for each.
         protocol_keys: Key and value of each restricted protocol, as the server has them in
             ``--grpc-restricted-protocol=<protocols>:<key>=<value>``.
+        model_repository: The folder with the models' folders, as the server has it, if it is on
+            this machine: label files are read there, instead of asking the server.
+        registry: The model types and architectures of configs; ``None`` for the default one, which
+            ``register_model`` and installed plugins add to.
         close_timeout_s: Seconds that closing waits for calls in flight.
 
     Raises:
@@ -105,11 +111,13 @@ class TritonPool(HandleFactory):
         tls: TlsConfig | None = None,
         headers: HeaderSource = _NO_HEADERS,
         protocol_keys: Mapping[str, str] = _NO_HEADERS,
+        model_repository: str | os.PathLike[str] | None = None,
+        registry: ModelRegistry | None = None,
         close_timeout_s: float = 30.0,
     ) -> None:
         gate = Gate()
         Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
-        super().__init__(gate, timeout_s)
+        super().__init__(gate, timeout_s, registry)
         Deadline.after(close_timeout_s, name="close_timeout_s")
         self._options = Options(
             endpoints=endpoints_of(url),
@@ -124,6 +132,7 @@ class TritonPool(HandleFactory):
             channels=channels,
             tls=tls,
             headers=HeaderSupply(headers, protocol_keys),
+            model_repository=repository_of(model_repository),
         )
         self._close_timeout_s = close_timeout_s
         self._stages: Stages | None = None

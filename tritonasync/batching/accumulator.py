@@ -56,7 +56,7 @@ class RowQueue(Generic[_T]):
     __slots__ = ("groups", "key")
 
     def __init__(self, key: BatchKey) -> None:
-        self.key = key
+        self.key: BatchKey = key
         self.groups: deque[Group[_T]] = deque()
 
     def pop(self, limits: Limits) -> list[Group[_T]]:
@@ -129,9 +129,9 @@ class Accumulator(Generic[_T]):
 
     def __init__(self, limits: Limits, gone: Callable[[_T], bool]) -> None:
         self.limits = limits
-        self.rows = 0
+        self.rows: int = 0
         self.late: list[Group[_T]] = []
-        self.cancelled_rows = 0
+        self.cancelled_rows: int = 0
         self._gone = gone
         self._tidy_at = _MAX_KEPT
         self._queues: dict[BatchKey, RowQueue[_T]] = {}

@@ -95,9 +95,9 @@ class Carrier:
         self._endpoints = endpoints
         self._landed = landed
         self._doubt = doubt
-        self.in_flight = 0
-        self.items = 0
-        self.wary_until = -math.inf
+        self.in_flight: int = 0
+        self.items: int = 0
+        self.wary_until: float = -math.inf
 
     async def alone(self, call: Call, *, item: bool = False) -> Landed:
         """Carry a call for its own caller, or an item that took the short way.

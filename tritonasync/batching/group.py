@@ -57,14 +57,14 @@ class Group(Generic[_T]):
         timeout_s: float,
         short_way: bool = False,
     ) -> None:
-        self.tickets = tickets
-        self.columns = columns
-        self.rows_each = rows_each
-        self.nbytes_each = nbytes_each
-        self.entered_at = entered_at
-        self.deadline_at = deadline_at
-        self.timeout_s = timeout_s
-        self.short_way = short_way
+        self.tickets: Sequence[_T] = tickets
+        self.columns: Sequence[Sequence[Array]] = columns
+        self.rows_each: int = rows_each
+        self.nbytes_each: int = nbytes_each
+        self.entered_at: float = entered_at
+        self.deadline_at: float = deadline_at
+        self.timeout_s: float = timeout_s
+        self.short_way: bool = short_way
 
     @property
     def rows(self) -> int:

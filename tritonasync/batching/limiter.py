@@ -194,7 +194,7 @@ class Limiter:
     )
 
     def __init__(self, *, least: int, most: int, start: int = 4) -> None:
-        self.limit = min(max(start, least), most)
+        self.limit: int = min(max(start, least), most)
         self._least = least
         self._most = most
         self._unloaded = UnloadedLatency()

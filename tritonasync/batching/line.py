@@ -70,15 +70,15 @@ class Line:
         self._catalog = catalog
         self._policy = policy
         self._stage = stage
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         # The callbacks that asyncio's loop runs next; other loops keep theirs to themselves.
         self._ready: Sequence[object] | None = getattr(self.loop, "_ready", None)
-        self.spec = spec
-        self.batches = is_batched(spec)
-        self.closing = False
+        self.spec: ModelSpec = spec
+        self.batches: bool = is_batched(spec)
+        self.closing: bool = False
         self._closed = False
         self._over: asyncio.Future[None] | None = None
-        self.period = object()
+        self.period: object = object()
         self.waiting: Accumulator[Ticket] = Accumulator(self._limits(), left)
         self._limiter = Limiter(least=policy.min_inflight, most=policy.max_inflight)
         self._carried: dict[asyncio.Task[None], Sequence[Group[Ticket]]] = {}

@@ -72,14 +72,14 @@ class Counters:
     )
 
     def __init__(self) -> None:
-        self.batches = 0
-        self.rows = 0
-        self.rows_in_flight = 0
-        self.left_rows = 0
-        self.waited_s = 0.0
-        self.expired_rows = 0
-        self.rejected_rows = 0
-        self.halved_batches = 0
+        self.batches: int = 0
+        self.rows: int = 0
+        self.rows_in_flight: int = 0
+        self.left_rows: int = 0
+        self.waited_s: float = 0.0
+        self.expired_rows: int = 0
+        self.rejected_rows: int = 0
+        self.halved_batches: int = 0
         self._bits: dict[int, int] = {}  # batches by bit length of (rows - 1)
 
     def sent(self, rows: int) -> None:

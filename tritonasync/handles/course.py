@@ -77,7 +77,7 @@ class Course:
         self._why = ""
         self._closed = False
         self.id: int | str | None = None
-        self.phase = Phase.NEW
+        self.phase: Phase = Phase.NEW
 
     def enter(self, number: int | str) -> None:
         """Take note of the id, and wait for the first step.

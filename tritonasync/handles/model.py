@@ -16,6 +16,7 @@ from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
 from tritonasync.core.values import Call, InputTensor, OutputMemory, ParameterValue, Reply
 from tritonasync.handles.base import Prepared, Request
+from tritonasync.handles.bulk import Mappable
 from tritonasync.handles.devices import check_gpu, on_gpu
 from tritonasync.handles.lease import LeasedInputs, Lend
 from tritonasync.handles.many import ManyHandle
@@ -38,7 +39,7 @@ def _no_lane(call: Call, timeout_s: float) -> None:
     del call, timeout_s
 
 
-class ModelHandle(ManyHandle):
+class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
     """Any model, called with arrays by input name.
 
     ``await model({"IMAGE": batch})`` and ``await model(IMAGE=batch)`` are the same call; an input

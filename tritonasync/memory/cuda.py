@@ -24,6 +24,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Final, cast
 
 import numpy as np
@@ -88,10 +89,10 @@ class CudaMemory:
     def __init__(self, device_id: int = 0) -> None:
         if not is_count(device_id, least=0):
             raise ConfigurationError(f"device_id is {device_id!r}, and must be 0 or more")
-        self.cupy = load_cupy("shared_memory='cuda'")
+        self.cupy: ModuleType = load_cupy("shared_memory='cuda'")
         self.device_id = device_id
         self._process = _Process()
-        self.copier = Copier(self.cupy, device_id)
+        self.copier: Copier = Copier(self.cupy, device_id)
 
     def gpu_uuid(self) -> str | None:
         """Return what the GPU is called on every machine and in every process: ``"GPU-…"``.
@@ -187,7 +188,7 @@ class CudaRegion:
         self.name = name
         self.nbytes = nbytes
         self.handle = handle
-        self.device_id = memory.device_id
+        self.device_id: int = memory.device_id
         self._pointer = pointer
         self._open = True
         self._lock = threading.Lock()

@@ -69,8 +69,9 @@ class Guard:
     __slots__ = ("_descriptor", "_numbers", "folder", "forked", "name")
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.forked = False
+        self.folder: Path = folder
+        self.forked: bool = False
+        self.name: str
         self.name, self._descriptor = _make_locked(folder)
         self._numbers = itertools.count(1)
 

@@ -37,7 +37,7 @@ class HostBytes:
         self._bytes: Array = np.frombuffer(buffer, _BYTE)
         self._address: int = self._bytes.ctypes.data
         self._name = name
-        self.nbytes = self._bytes.nbytes
+        self.nbytes: int = self._bytes.nbytes
 
     def view(
         self,

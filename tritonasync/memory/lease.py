@@ -113,8 +113,8 @@ class Lessor(ABC):
 
     def __init__(self) -> None:
         self.notes: deque[Callable[[], None]] = deque()
-        self.wanted = False
-        self.thread_id = threading.get_ident()
+        self.wanted: bool = False
+        self.thread_id: int = threading.get_ident()
 
     def leave_note(self, note: Callable[[], None]) -> None:
         """Have something done later in the lessor's thread; to be called in any thread.
@@ -182,15 +182,15 @@ class Lease:
     def __init__(
         self, lessor: Lessor, block: Block, nbytes: int, purpose: str, *, since: float = 0.0
     ) -> None:
-        self.block = block
+        self.block: Block = block
         self.region: Region = block.region
-        self.offset = block.offset
-        self.nbytes = nbytes
-        self.purpose = purpose
-        self.since = since
-        self.state = _TAKEN
-        self.flights = 0
-        self.strays = 0
+        self.offset: int = block.offset
+        self.nbytes: int = nbytes
+        self.purpose: str = purpose
+        self.since: float = since
+        self.state: LeaseState = _TAKEN
+        self.flights: int = 0
+        self.strays: int = 0
         self.pending: list[Completion] = []
         self._lessor = lessor
         self._released = False

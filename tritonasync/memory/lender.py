@@ -89,6 +89,7 @@ class Lender(Lessor):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
+        self.wanted: bool = False
         counted = layer(blocks, CountedBlocks)
         if counted is None:
             blocks = counted = CountedBlocks(blocks)

@@ -195,13 +195,13 @@ class CountedBlocks:
 
     def __init__(self, blocks: Blocks) -> None:
         self.upstream = blocks
-        self.takes = 0
-        self.gives = 0
-        self.failures = 0
-        self.in_use_nbytes = 0
-        self.high_water_nbytes = 0
-        self.copies = 0
-        self.copied_nbytes = 0
+        self.takes: int = 0
+        self.gives: int = 0
+        self.failures: int = 0
+        self.in_use_nbytes: int = 0
+        self.high_water_nbytes: int = 0
+        self.copies: int = 0
+        self.copied_nbytes: int = 0
         self._lock = threading.Lock()  # long copies are made in worker threads
 
     @property

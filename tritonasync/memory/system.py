@@ -127,9 +127,9 @@ class SystemRegion:
     _bytes: HostBytes | None = None
 
     def __init__(self, guard: Guard, nbytes: int) -> None:
-        self.name = guard.region_name()
+        self.name: str = guard.region_name()
         self.nbytes = nbytes
-        self.key = f"/{self.name}"
+        self.key: str = f"/{self.name}"
         self._guard = guard
         self._bytes = HostBytes(_map(guard.folder / self.name, nbytes), f"region {self.name}")
 

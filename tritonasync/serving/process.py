@@ -67,7 +67,7 @@ class ServerProcess:
         order = Order(
             list(command), dict(environment), shm_prefix, str(folder), self.owner, stop_timeout_s
         )
-        self.pid = 0
+        self.pid: int = 0
         try:
             self._send(json.dumps(asdict(order)).encode() + b"\n")
             self.pid = self._read_pid()

@@ -119,9 +119,9 @@ class ScriptedRegion:
         self.name = name
         self.handle = handle
         self.nbytes = nbytes
-        self.device_id = memory.device_id
+        self.device_id: int = memory.device_id
         self.work: list[ScriptedWork] = []
-        self.closed = False
+        self.closed: bool = False
         self._memory = memory
         self._bytes = HostBytes(bytearray(nbytes), f"region {name}")
         self._bytes.fill(POISON)
