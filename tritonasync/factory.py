@@ -3,19 +3,22 @@
 Owns: which kinds of handles a pool makes, and their options. Refuses to know: what is behind the
 gate that they call.
 
-Invariant: making a handle does no I/O, and is possible before the pool is open.
+Invariants: making a handle does no I/O, and is possible before the pool is open; the same options
+give the same handle, which is not for changing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, Final, ParamSpec, TypeVar, Unpack, cast
 
 import numpy.typing as npt
 
 from tritonasync.batching.padding import Padder
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.policies import Padding
+from tritonasync.handles.base import Handle
 from tritonasync.handles.classifier import Activation, Classifier
 from tritonasync.handles.config import HandleConfig, HandleParts, expected_config
 from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
@@ -33,6 +36,45 @@ from tritonasync.handles.tokenizer import TokenizerLike
 from tritonasync.transport.gate import Gate
 
 _H = TypeVar("_H")
+_K = TypeVar("_K", bound=Handle)
+_P = ParamSpec("_P")
+
+_MOST_KEPT: Final = 256
+"""Handles that a pool keeps, those made last."""
+
+
+def kept(
+    make: Callable[Concatenate[HandleFactory, _P], _K],
+) -> Callable[Concatenate[HandleFactory, _P], _K]:
+    """Have a factory give the same handle for the same options.
+
+    Handles are made where they are needed, for each request of a web service, say: that costs 15 us
+    anew, and what a handle has learned of its model and has ready for the next call would be lost.
+    """
+
+    @wraps(make)
+    def give(self: HandleFactory, /, *args: _P.args, **options: _P.kwargs) -> _K:
+        handles = self._handles  # pyright: ignore[reportPrivateUsage]
+        key = make, *map(_key, args), *[(name, _key(value)) for name, value in options.items()]
+        try:
+            known = handles.get(key)
+        except TypeError:  # an option that is no key, as a mapping
+            return make(self, *args, **options)
+        if known is None:
+            known = make(self, *args, **options)
+            if len(handles) >= _MOST_KEPT:
+                del handles[next(iter(handles))]
+            handles[key] = known
+        return cast("_K", known)
+
+    return give
+
+
+def _key(value: object) -> object:
+    """Return what an option is told by: ``True`` and ``1`` are equal, and are not the same."""
+    if isinstance(value, list):
+        return list, *map(_key, cast("list[object]", value))
+    return type(value), value
 
 
 class HandleFactory:
@@ -56,6 +98,7 @@ class HandleFactory:
         self._gate = gate
         self._timeout_s = timeout_s
         self._registry = default_registry if registry is None else registry
+        self._handles: dict[object, Handle] = {}
 
     def create(self, config: HandleConfig[_H]) -> _H:
         """Return the handle that a config describes: a `Detector` of a `DetectorConfig`. No I/O.
@@ -65,7 +108,8 @@ class HandleFactory:
                 or an option makes no sense.
         """
         gate = self._gate
-        return self._registry.create(config, HandleParts(gate, Padder(gate), gate, self._timeout_s))
+        parts = HandleParts(gate, Padder(gate), gate, self._timeout_s, lane=gate.lane)
+        return self._registry.create(config, parts)
 
     def create_classifier(self, config: ClassifierConfig | Mapping[str, object]) -> Classifier:
         """Return the classifier that a config, or a mapping of its fields, describes. No I/O.
@@ -91,6 +135,7 @@ class HandleFactory:
         """
         return self.create(expected_config(EncoderConfig, config))
 
+    @kept
     def model(
         self,
         name: str,
@@ -128,6 +173,7 @@ class HandleFactory:
             lend=self._gate.lend,
         )
 
+    @kept
     def classifier(
         self,
         name: str,
@@ -160,9 +206,11 @@ class HandleFactory:
             top_k=top_k,
             threshold=threshold,
             casting=casting,
+            lane=self._gate.lane,
             **images,
         )
 
+    @kept
     def detector(
         self,
         name: str,
@@ -202,6 +250,7 @@ class HandleFactory:
             **images,
         )
 
+    @kept
     def encoder(
         self,
         name: str,
@@ -244,6 +293,7 @@ class HandleFactory:
             token_types_name=token_types_name,
             positions_name=positions_name,
             casting=casting,
+            lane=self._gate.lane,
             **images,
         )
 

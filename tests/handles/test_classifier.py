@@ -50,9 +50,16 @@ async def test_one_item_gives_one_classification():
 
 
 async def test_only_the_output_that_is_read_is_asked_for():
-    handle = classifier()
+    served = spec([("X", "FP32", (-1, 4))], [("LOGITS", "FP32", (-1, 4)), ("WHY", "BYTES", (-1, 1))])
+    handle = classifier(served)
     await handle(LOGITS)
     assert handle.sent[0].outputs == ("LOGITS",)
+
+
+async def test_a_model_of_one_output_is_asked_as_every_handle_asks_it():
+    handle = classifier()
+    await handle(LOGITS)
+    assert handle.sent[0].outputs == (), "or its rows would share no batch with those of others"
 
 
 async def test_raw_scores_are_a_view_on_the_reply():

@@ -100,8 +100,7 @@ async def test_items_batches_and_handles_share_requests(pool):
     np.testing.assert_array_equal([item["OUTPUT0"] for item in items[:10]], given[10:20])
     np.testing.assert_array_equal(items[10], given[20:30])
     np.testing.assert_array_equal(items[11:], given[30:])
-    # The encoder asks for its output by name, the model for all: two kinds of rows.
-    assert dict(batching(pool, "ident").batch_rows) == {32: 2}
+    assert dict(batching(pool, "ident").batch_rows) == {64: 1}, "33 to 64 rows, in one request"
 
 
 async def test_a_call_above_the_limit_is_split_and_joined(server):

@@ -63,8 +63,10 @@ class Binding:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What to ask the server for."""
-        return tuple(output.name for output in self.outputs)
+        """What to ask the server for; empty for all, so that calls of all handles look alike."""
+        if len(self.outputs) == len(self.spec.outputs):
+            return ()
+        return tuple([output.name for output in self.outputs])
 
     def is_plain(self, value: object) -> bool:
         """Return whether a value is an array that goes as it is, one item or a batch of them."""

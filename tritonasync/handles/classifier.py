@@ -31,9 +31,11 @@ from tritonasync.handles.classifications import (
 )
 from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
 from tritonasync.handles.labels import LabelsLike, LabelSource
+from tritonasync.handles.lanes import FindLane, no_lane
+from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
-from tritonasync.handles.typed import Feed, TypedHandle
+from tritonasync.handles.typed import Feed
 from tritonasync.processing.vectors import sigmoid, softmax
 
 __all__ = ["Activation", "ClassScore", "Classification", "Classifications", "Classifier"]
@@ -53,7 +55,7 @@ def _are_scores(tensor: TensorSpec) -> bool:
 _SCORES: Final = Kind("of scores: numbers of shape [batch, C]", _are_scores)
 
 
-class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classification]):
+class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]):
     """A model that gives a score for each class.
 
     Its output is ``[batch, C]``; further axes are allowed if they are 1 long. A model whose
@@ -81,6 +83,7 @@ class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classif
         threshold: Classes with a score above it count as predictions; ``None`` for any score.
         casting: Which arrays are converted to the model's dtype unasked.
         plug: An architecture of the user's, in place of the steps before and after the model.
+        lane: Gives the short way of items like those of a call, if there is one.
         images: How images become the model's input; stretched to its size unless ``resize`` says
             otherwise.
 
@@ -104,6 +107,7 @@ class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classif
         threshold: float | None = None,
         casting: Casting = "safe",
         plug: Plug | None = None,
+        lane: FindLane = no_lane,
         **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(
@@ -114,6 +118,7 @@ class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classif
             timeout_s=timeout_s,
             casting=casting,
             plug=plug,
+            lane=lane,
         )
         subject = f"classifier {name!r}"
         self._input_name = input_name
@@ -160,7 +165,8 @@ class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classif
         Raises:
             TritonError: As the call on a batch.
         """
-        return (await self._run(item, timeout_s, item=True))[0]
+        results, row = await self._one(item, timeout_s)
+        return results[row]
 
     # --- before ---
 
@@ -180,8 +186,11 @@ class Classifier(TypedHandle[Classifications, None], Mappable[ImageLike, Classif
             fit = self._fit = binding, canvas_of(binding, self._rules)
         return fit[1]
 
+    def _goes_as_it_is(self, binding: Binding, value: object) -> bool:
+        return not self._rules.given and binding.is_plain(value)
+
     def _work_nbytes(self, binding: Binding, value: object) -> int:
-        if not self._rules.given and binding.is_plain(value):
+        if self._goes_as_it_is(binding, value):
             return 0
         for item in (False, True):  # which of the two it is matters little for how long it takes
             if are_images(value, binding, item=item, rules=self._rules):

@@ -35,15 +35,9 @@ from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.handles.architecture import Plug, class_text
 from tritonasync.handles.classifications import Json
 from tritonasync.handles.configfiles import Source, read_table
-from tritonasync.handles.fieldtypes import (
-    MisfitError,
-    annotations_of,
-    fitted,
-    got_text,
-    key_text,
-    missing,
-    unknown_text,
-)
+from tritonasync.handles.fieldtypes import MisfitError, annotations_of, fitted, missing
+from tritonasync.handles.fieldwords import got_text, key_text, unknown_text
+from tritonasync.handles.lanes import FindLane, no_lane
 from tritonasync.handles.task import TaskHandle
 
 _H_co = TypeVar("_H_co", covariant=True)
@@ -62,6 +56,7 @@ class HandleParts:
         catalog: Where signatures come from.
         timeout_s: Seconds for a call that gives none of its own.
         plug: The architecture that is registered for the config, if it is a user's.
+        lane: Gives the short way of items like those of a call, if there is one.
     """
 
     invoker: Invoker
@@ -69,6 +64,7 @@ class HandleParts:
     catalog: ModelCatalog
     timeout_s: float
     plug: Plug | None = None
+    lane: FindLane = no_lane
 
 
 class _Checked(ABCMeta):
@@ -164,7 +160,7 @@ class HandleConfig(Generic[_H_co], metaclass=_Checked):
         values = _fitted(cls, entries, source)
         try:
             return cls(**cast("Any", values))
-        except ConfigurationError as error:  # of a check of its own
+        except (ConfigurationError, ValueError) as error:  # of a check of its own
             raise source.error(("", str(error))) from error
 
     def to_dict(self) -> dict[str, Json]:

@@ -110,6 +110,7 @@ class ClassifierConfig(ImageFields, HandleConfig[Classifier]):
             threshold=self.threshold,
             casting=self.casting,
             plug=parts.plug,
+            lane=parts.lane,
             **self.image_options(),
         )
 
@@ -242,5 +243,6 @@ class EncoderConfig(ImageFields, HandleConfig[Encoder]):
             positions_name=self.positions_name,
             casting=self.casting,
             plug=parts.plug,
+            lane=parts.lane,
             **self.image_options(),
         )

@@ -25,6 +25,8 @@ from tritonasync.handles.binding import Binding, bind_one
 from tritonasync.handles.bulk import Mappable
 from tritonasync.handles.conversion import is_array
 from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
+from tritonasync.handles.lanes import FindLane, no_lane
+from tritonasync.handles.row import RowHandle
 from tritonasync.handles.side_by_side import side_by_side
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
@@ -43,7 +45,7 @@ from tritonasync.handles.tokens import (
     token_inputs_text,
     vector_output,
 )
-from tritonasync.handles.typed import Feed, TypedHandle
+from tritonasync.handles.typed import Feed
 from tritonasync.processing.vectors import (
     TokenMask,
     Vectors,
@@ -73,7 +75,7 @@ _NBYTES_A_CHARACTER: Final = LONG_NBYTES // 2000
 """Of work: 2,000 characters take about 0.8 ms to tokenise, and a worker thread costs 0.1 ms."""
 
 
-class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
+class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
     """A model that gives one vector for each row: of texts, images, or arrays.
 
     A model with a BYTES input takes texts: a list of ``str`` (sent as UTF-8) or ``bytes``. With a
@@ -108,6 +110,7 @@ class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
         positions_name: The input that takes the tokens' positions, if it has no usual name.
         casting: Which arrays are converted to the model's dtype unasked.
         plug: An architecture of the user's, in place of the steps before and after the model.
+        lane: Gives the short way of items like those of a call, if there is one.
         **images: How images are prepared; see `ImageOptions`. They are stretched to the model's
             size unless told otherwise.
 
@@ -136,6 +139,7 @@ class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
         positions_name: str | None = None,
         casting: Casting = "safe",
         plug: Plug | None = None,
+        lane: FindLane = no_lane,
         **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(
@@ -146,6 +150,7 @@ class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
             timeout_s=timeout_s,
             casting=casting,
             plug=plug,
+            lane=lane,
         )
         if pooling is not None and pooling not in get_args(Pooling):
             raise ConfigurationError(
@@ -215,8 +220,8 @@ class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
         Raises:
             TritonError: As the call on a batch.
         """
-        vectors = await self._run(item, timeout_s, item=True)
-        return cast("Embeddings", vectors[0])
+        vectors, row = await self._one(item, timeout_s)
+        return cast("Embeddings", vectors[row])
 
     async def _run(self, value: object, timeout_s: float | None, *, item: bool) -> Embeddings:
         if self._texts is None:
@@ -264,6 +269,9 @@ class Encoder(TypedHandle[Embeddings, None], Mappable[ImageLike, Embeddings]):
             f"expected {slot.element_text()}, got a {type(value).__name__}; a model that takes "
             "tokens wants a tokenizer= for texts"
         )
+
+    def _goes_as_it_is(self, binding: Binding, value: object) -> bool:
+        return not self._rules.given and binding.is_plain(value)
 
     def _work_nbytes(self, binding: Binding, value: object) -> int:
         slot = binding.signature.slots[binding.input.name]

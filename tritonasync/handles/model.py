@@ -5,19 +5,20 @@ Owns: the options of a call. Refuses to know: what the tensors mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy.typing as npt
 
 from tritonasync.core.errors import InvalidRequestError, ModelNotFoundError
 from tritonasync.core.offload import LONG_NBYTES
 from tritonasync.core.policies import Padding
-from tritonasync.core.ports import Invoker, ItemLane, ModelCatalog, StreamInvoker
-from tritonasync.core.values import Call, InputTensor, OutputMemory, ParameterValue, Reply
+from tritonasync.core.ports import Invoker, ModelCatalog, StreamInvoker
+from tritonasync.core.values import OutputMemory, ParameterValue, Reply
 from tritonasync.handles.base import Prepared, Request
 from tritonasync.handles.bulk import Mappable
 from tritonasync.handles.devices import check_gpu, on_gpu
+from tritonasync.handles.lanes import FindLane, Lanes, no_lane
 from tritonasync.handles.lease import LeasedInputs, Lend
 from tritonasync.handles.many import ManyHandle
 from tritonasync.handles.outputs import Outputs, check_single
@@ -27,16 +28,6 @@ from tritonasync.handles.slot import Casting
 from tritonasync.memory.device import is_device_array
 
 __all__ = ["ModelHandle", "Outputs"]
-
-
-_MAX_LANES: Final = 8
-"""Short ways of a handle, one for each ``timeout_s``: those who give another each time have no use
-of one."""
-
-
-def _no_lane(call: Call, timeout_s: float) -> None:
-    """Say that there is no short way."""
-    del call, timeout_s
 
 
 class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
@@ -82,7 +73,7 @@ class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
         casting: Casting = "safe",
         padding: Padding | None = None,
         idempotent: bool = True,
-        lane: Callable[[Call, float], ItemLane | None] = _no_lane,
+        lane: FindLane = no_lane,
         streamer: StreamInvoker | None = None,
         lend: Lend | None = None,
     ) -> None:
@@ -98,10 +89,8 @@ class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
         self._padding = None if padding is None else RaggedRows(padding)
         self._streamer = streamer
         self._lend = lend
-        self._find_lane = lane
-        self._lanes: dict[float, ItemLane] = {}  # by seconds an item may take
-        self._lane_signature: Signature | None = None
-        self._no_lane_for: Signature | None = None
+        self._lanes = Lanes(lane, name, version, idempotent=idempotent)
+        self._ways = self._lanes.ways
         self._lane_timeout_s = self._deadline(None).timeout_s
 
     async def __call__(
@@ -189,14 +178,14 @@ class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
             ServerError: The server answered with an error.
         """
         if (
-            self._lanes
+            self._ways
             and (timeout_s is None or isinstance(timeout_s, float | int))  # pyright: ignore[reportUnnecessaryIsInstance]
             and outputs is None
             and parameters is None
             and not (request_id or priority or queue_timeout_us or output_memory or copy)
         ):
             arrays = tensors if inputs is None else inputs
-            lane = self._lanes.get(self._lane_timeout_s if timeout_s is None else timeout_s)
+            lane = self._ways.get(self._lane_timeout_s if timeout_s is None else timeout_s)
             if lane is not None and arrays.__class__ is dict and (arrays is tensors or not tensors):
                 landed = lane.enter(arrays)
                 if landed is not None:
@@ -237,22 +226,6 @@ class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
             return await on_gpu(outputs, request.deadline, copy=copy)
         return outputs.copy() if copy else outputs
 
-    def _open_lane(
-        self, signature: Signature, inputs: tuple[InputTensor, ...], timeout_s: float
-    ) -> None:
-        """Have the next items like this one take the short way."""
-        if self._lane_signature is not signature or len(self._lanes) >= _MAX_LANES:
-            self._lane_signature = signature
-            self._lanes.clear()
-        lane = self._lanes.get(timeout_s)
-        if (lane is None or not lane.valid) and self._no_lane_for is not signature:
-            call = Call(self._name, self._version, inputs, 1, idempotent=self._idempotent)
-            lane = self._find_lane(call, timeout_s)
-            if lane is None:
-                self._no_lane_for = signature  # nor any other; looking costs 2 us
-            else:
-                self._lanes[timeout_s] = lane
-
     async def _run(
         self,
         arrays: Mapping[str, npt.ArrayLike],
@@ -273,7 +246,7 @@ class ModelHandle(ManyHandle, Mappable[Mapping[str, npt.ArrayLike], Outputs]):
             if ready is not None:  # the short way: nothing to convert, nothing to refuse
                 inputs, rows = ready
                 if item and rows:
-                    self._open_lane(known, inputs, request.deadline.timeout_s)
+                    self._lanes.open(known, inputs, request.deadline.timeout_s)
                 return rows, await self._send(inputs, rows, (), request)
 
         def prepare(signature: Signature) -> Prepared[None]:

@@ -105,6 +105,11 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
     ) -> None:
         """Ask for what :meth:`_read` and :meth:`_adopt` need besides; see :meth:`_lacks`."""
 
+    def _open_lane(
+        self, binding: Binding, value: object, feed: Feed[_C], deadline: Deadline
+    ) -> None:
+        """Have the next items like one that was answered take a shorter way, if there is one."""
+
     def _lacks(self, binding: Binding) -> bool:
         """Return whether :meth:`_learn` is to be called before the reply is read."""
         del binding
@@ -128,6 +133,8 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
 
         prepared, reply = await self._infer(prepare, work_nbytes, Request(deadline))
         binding, feed = prepared.context
+        if item:
+            self._open_lane(binding, value, feed, deadline)
         if self._lacks(binding):
             await self._learn(binding, feed.tensors, reply, deadline)
         if self._reading_nbytes(reply) < LONG_NBYTES:
