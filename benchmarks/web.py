@@ -1,10 +1,11 @@
 """A web application with tritonasync beside the same one with tritonclient, 500 requests at once.
 
-Twice: by calling the application within this process, so that the clients' share of it is seen, and
-over HTTP, with the application under uvicorn in a process of its own and the load in this one. Turn
-about, on one server, which holds the ``digits`` model of the demo; and beside the same application
-without a model, since no client can be faster than that. Only when named, since it needs what the
-group ``web`` installs: ``python -m benchmarks --only web``.
+By calling the application within this process, so that the clients' share of it is seen, and over
+HTTP, with the application under uvicorn in a process of its own and the load in this one; written
+for Starlette, and without a framework. Turn about, on one server, which holds the ``digits`` model
+of the demo; and beside the same application without a model, since no client can be faster than
+that. Only when named, since it needs what the group ``web`` installs: ``python -m benchmarks --only
+web``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import numpy as np
 import tritonclient.grpc
 
 from benchmarks.samples import Figure
-from benchmarks.web_load import AnswerError, Load, by_asgi, by_http
+from benchmarks.web_load import AnswerError, ASGIApp, Load, by_asgi, by_http
 from tritonasync.serving import EmbeddedTriton
 
 MODELS = Path(__file__).parents[1] / "examples" / "demo" / "models"
@@ -57,10 +59,13 @@ def measure(*, rounds: int, seconds: float) -> list[Figure]:
         MODELS, packages=PACKAGES, packages_no_deps=PACKAGES_NO_DEPS,
         model_control="explicit", load_models=["digits"],
     )  # fmt: skip
+    plain, starlette = "benchmarks.web_plain", "benchmarks.web_apps"
     with server, _environment(TRITON_URL=server.grpc_url):
         return [
-            *_figures("calls within the process", server, rounds, _within_process(seconds)),
-            *_figures("HTTP under uvicorn", server, rounds, _over_http(seconds)),
+            *_figures("ASGI, no framework", server, rounds, _within_process(plain, seconds)),
+            *_figures("ASGI, Starlette", server, rounds, _within_process(starlette, seconds)),
+            *_figures("HTTP, uvicorn, no framework", server, rounds, _over_http(plain, seconds)),
+            *_figures("HTTP, uvicorn, Starlette", server, rounds, _over_http(starlette, seconds)),
         ]
 
 
@@ -89,15 +94,14 @@ def _figures(way: str, server: EmbeddedTriton, rounds: int, side: Side) -> list[
     ]
 
 
-def _within_process(seconds: float) -> Side:
-    from benchmarks.web_apps import APPS  # noqa: PLC0415 - it needs Starlette
+def _within_process(module: str, seconds: float) -> Side:
+    apps: dict[str, Callable[[], ASGIApp]] = import_module(module).APPS
+    return lambda name: asyncio.run(by_asgi(apps[name](), CLIENTS, _bodies(), seconds))
 
-    return lambda name: asyncio.run(by_asgi(APPS[name](), CLIENTS, _bodies(), seconds))
 
-
-def _over_http(seconds: float) -> Side:
+def _over_http(module: str, seconds: float) -> Side:
     def load(name: str) -> Load:
-        with _uvicorn(name) as url:
+        with _uvicorn(f"{module}:{name}") as url:
             return asyncio.run(by_http(url, CLIENTS, _bodies(), seconds))
 
     return load
@@ -109,11 +113,11 @@ def _bodies() -> list[bytes]:
 
 
 @contextmanager
-def _uvicorn(name: str) -> Iterator[str]:
+def _uvicorn(application: str) -> Iterator[str]:
     """Serve an application in a process of its own; gives its address."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", f"benchmarks.web_apps:{name}", "--factory",
+            [sys.executable, "-m", "uvicorn", application, "--factory",
              "--port", "0", "--no-access-log", "--backlog", "2048"],
             stderr=log, stdout=subprocess.DEVNULL,
         )  # fmt: skip
