@@ -9,6 +9,7 @@ what runs items, in the loop alone.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import suppress
@@ -72,6 +73,7 @@ class BlockingBulk(Generic[_K_co, _T_co]):
         self._report = Report(ledger, progress)
         self._keyed = False
         self._begun = self._over = False
+        self._taking = threading.Lock()
 
     def __repr__(self) -> str:
         phase = "over" if self._over else "begun" if self._begun else "new"
@@ -102,13 +104,18 @@ class BlockingBulk(Generic[_K_co, _T_co]):
 
     def __next__(self) -> _T_co:
         """Return the next result. Raises as :meth:`BulkStream.__anext__`, or StopIteration."""
-        if self._over:
-            raise StopIteration
+        if not self._taking.acquire(blocking=False):
+            raise UsageError(
+                f"{self._ledger.subject}: another thread takes the next result; one at a time may, "
+                "since each result is given out once"
+            )
         try:
-            entry = self._next()
+            entry = None if self._over else self._next()
         except BaseException:  # Ctrl-C, too: nobody knows what was handed over
             self.close()
             raise
+        finally:
+            self._taking.release()
         if entry is None:
             raise StopIteration
         return cast("_T_co", given_out(entry, keyed=self._keyed))

@@ -32,7 +32,7 @@ async def read(pool: TritonPool, scenes_read: int = SCENES) -> tuple[Score, floa
     """Return how right the readings of some scenes are, and the classifier's mean batch."""
     unseen = list(islice(scenes(digits.held_out(), seed=2024), scenes_read))
     images = [scene.image for scene in unseen]
-    scores = []
+    scores: list[Score] = []
     async with reader(pool).map(images, progress=bar).keyed() as readings:
         async for index, reading in readings:
             scores.append(score(unseen[index], reading))

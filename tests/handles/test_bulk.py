@@ -225,6 +225,19 @@ async def test_timeouts_go_to_each_item_and_are_checked():
         doubler.map([1], timeout_s=-1)
 
 
+async def not_awaited(progress):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("progress", ["print", 3, not_awaited])
+async def test_progress_must_be_a_plain_function(progress):
+    with pytest.raises(ConfigurationError) as caught:
+        Doubler().map([1], progress=progress)
+    assert str(caught.value) == (
+        f"map of <Doubler>: progress is a plain function that takes a Progress, not {progress!r}"
+    )
+
+
 @pytest.mark.parametrize(
     ("items", "got"),
     [(3, "got int"), ("abc", "got str; a single item goes"), ({"A": 1}, "got dict; a single")],
@@ -624,6 +637,46 @@ async def test_cancelled_at_any_turn_nothing_is_lost_and_nothing_left(asynchrono
             await task
         results += await collected(stream)
         assert results == [2 * number for number in range(20)]
+
+
+class Lingers(Doubler):
+    """Takes its time to go when it is cancelled."""
+
+    async def one(self, item, /, *, timeout_s=None):
+        try:
+            return await super().one(item)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+            raise
+
+
+def failing(error):
+    yield 1
+    raise error
+
+
+@pytest.mark.parametrize("source", [lambda: [-1, 1], lambda: failing(ValueError("no more"))])
+async def test_who_goes_on_after_being_cancelled_is_told_of_the_error(source):
+    """The error's turn has come and what is still out is waited for: then the cancelling comes."""
+    lingers, told = Lingers(waits=True), []
+    stream = lingers.map(source(), ordered=False, max_in_flight=2, progress=told.append)
+    stream._run.tasks.start(asyncio.sleep(0.05))  # as a task that takes its time to end
+    first = sane(stream)
+    await until(lambda: lingers.waiting)
+    if -1 in lingers.waiting:
+        await lingers.tell(-1)
+    else:
+        await lingers.tell(1)
+        assert await first == 2
+        first = sane(stream)
+    await until(lambda: stream._phase == "over")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(ValueError, match=r"no -1|no more"):
+        await anext(stream)
+    assert len(told) == 1
+    assert await collected(stream) == []
 
 
 async def test_a_cancelled_scope_around_a_loop_leaves_nothing():

@@ -137,6 +137,7 @@ def test_every_field_comes_to_the_handle(kind):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, Catcher)
         kind(name="net", version="2", **given).build(parts())
+    seen.pop("lane", None)  # of the pool
     assert seen == given | {"name": "net", "version": "2", "timeout_s": 7, "plug": None}
 
 
@@ -243,6 +244,22 @@ def test_what_is_said_of_a_wrong_field(given, fault):
     assert refused(lambda: DetectorConfig(name="a", **given)) == f"DetectorConfig: {fault}"
     from_dict = refused(lambda: DetectorConfig.from_dict({"name": "a", **given}))
     assert from_dict == f"DetectorConfig: {fault}"
+
+
+@pytest.mark.parametrize("wrong", [[], {}, 3])
+def test_a_tokenizer_looks_like_one(wrong):
+    class Words:
+        def encode_batch(self, texts):
+            return [text.split() for text in texts]
+
+    words = Words()
+    config = EncoderConfig(name="e", tokenizer=words)
+    assert config.tokenizer is words
+    assert hash(config) == hash(EncoderConfig(name="e", tokenizer=words))
+    assert refused(lambda: EncoderConfig(name="e", tokenizer=wrong)) == (
+        "EncoderConfig: tokenizer: expected a string, a path, a Tokenizer or None, got "
+        f"{type(wrong).__name__} {wrong}"
+    )
 
 
 def test_what_is_nothing_like_a_field_has_the_fields_listed():
@@ -498,6 +515,7 @@ def test_a_part_of_a_file_of_many(tmp_path):
     [
         ("x = 3", "x: expected a table of entries by name, got int 3"),
         ("[x]\na=1", "x.model_type: expected one of classifier, detector, encoder, got nothing"),
+        ("[x]\nmodel_typ='encoder'", "x.model_typ: unknown key; did you mean model_type?"),
         (
             "[x]\nmodel_type=3",
             "x.model_type: expected one of classifier, detector, encoder, got int 3",
@@ -622,6 +640,29 @@ def test_a_check_of_ones_own_is_told_with_the_file(tmp_path):
     assert refused(lambda: StrictConfig.from_file(tmp_path / "a.toml")) == (
         f"{tmp_path / 'a.toml'}: share is at most 1"
     )
+
+
+def test_a_value_error_of_ones_own_is_told_with_the_file_as_well(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class StrictConfig(HandleConfig[TaskHandle[Any, Any]]):
+        model_type = "strict"
+        share: float = 0.5
+
+        def __post_init__(self):
+            if self.share > 1:
+                raise ValueError("share is at most 1")
+
+    (tmp_path / "a.toml").write_text("[models.a]\nshare=2")
+    assert (
+        refused(lambda: StrictConfig.from_file(tmp_path / "a.toml", table="models.a"))
+        == f"{tmp_path / 'a.toml'}: models.a: share is at most 1"
+    )
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    for file, text in {"a.toml": "name='e'", "a.yaml": "name: e"}.items():
+        (tmp_path / file).write_text(text, "utf-8-sig")
+        assert EncoderConfig.from_file(tmp_path / file) == EncoderConfig(name="e")
 
 
 def test_a_class_that_is_no_dataclass_is_told_so():

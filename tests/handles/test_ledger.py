@@ -191,6 +191,10 @@ def test_a_key_that_cannot_be_made_ends_the_source():
     assert isinstance(book.take_source_error(), ZeroDivisionError)
 
 
+async def later(item):
+    return item
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -198,7 +202,8 @@ def test_a_key_that_cannot_be_made_ends_the_source():
         ({"errors": "ignore"}, "errors is 'raise' or 'collect', not 'ignore'"),
         ({"max_in_flight": 0}, "max_in_flight is a whole number from 1 on, not 0"),
         ({"max_in_flight": True}, "max_in_flight is a whole number from 1 on, not True"),
-        ({"key": "name"}, "key is a function that gives the key of an item, not 'name'"),
+        ({"key": "name"}, "key is a plain function that gives the key of an item, not 'name'"),
+        ({"key": later}, f"key is a plain function that gives the key of an item, not {later!r}"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

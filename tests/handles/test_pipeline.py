@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import threading
 import time
 import weakref
@@ -9,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 import anyio
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,6 +175,15 @@ async def test_without_a_time_each_handle_has_its_own():
     assert 6.9 < handle.timeouts[-1] <= 7
 
 
+async def test_no_limit_at_all_goes_to_each_handle():
+    handle = Handle()
+    pipeline = Pipeline(handle, timeout_s=7).then(Pipeline(handle))
+    await pipeline.one(1, timeout_s=math.inf)
+    await pipeline([1], timeout_s=math.inf)
+    await Pipeline(handle, timeout_s=math.inf).one(1)
+    assert handle.timeouts == [math.inf] * 5
+
+
 async def test_a_nested_pipeline_has_what_is_left():
     handle = Handle()
     await Pipeline(upto).each(Pipeline(handle)).one(2, timeout_s=5)
@@ -260,7 +271,7 @@ async def test_when_two_fail_one_is_raised_and_no_group():
     assert caught.value.args == (0,)
 
 
-@pytest.mark.parametrize("value", [3, "abc", {"A": 1}, None])
+@pytest.mark.parametrize("value", [3, "abc", {"A": 1}, None, np.zeros(())])
 async def test_what_each_cannot_go_over_is_refused(value):
     with pytest.raises(InvalidInputError) as caught:
         await Pipeline(lambda _: value).each(twice).one(0)
@@ -292,6 +303,21 @@ async def test_wrong_stages_and_options_are_refused_at_once():
         Pipeline(upto, timeout_s=-1)
     with pytest.raises(InvalidInputError, match=r"got int; a single item goes to one"):
         await pipeline(3)
+
+
+async def test_what_is_awaited_in_a_thread_is_refused_also_if_that_shows_only_then():
+    class Awaited:
+        async def __call__(self, value):
+            raise AssertionError
+
+        def __repr__(self):
+            return "awaited"
+
+    with pytest.raises(ConfigurationError) as caught:
+        await Pipeline(Awaited(), in_thread=True).one(1)
+    assert str(caught.value) == (
+        "pipeline: in_thread is for plain functions, and awaited is awaited: leave it out"
+    )
 
 
 async def test_an_error_holds_nothing_of_the_call():

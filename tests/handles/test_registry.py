@@ -239,6 +239,22 @@ def test_model_types_are_taken_once_as_well(registry):
     assert registry.config_class("segmenter") is Other
 
 
+def test_a_model_type_that_is_taken_over_leaves_its_own_architectures(registry):
+    @dataclass(frozen=True, kw_only=True)
+    class Other(HandleConfig[TaskHandle[Any, Any]]):
+        model_type = "detector"
+
+    class Narrower(DetectorConfig):
+        arch_types = ("yolov8",)
+
+    registry.register_model("detector")(Doubling)
+    registry.register_model_type(dataclass(frozen=True, kw_only=True)(Narrower), override=True)
+    assert [m.arch_type for m in registry.registered_models("detector")] == ["doubling", "yolov8"]
+    registry.register_model_type(Other, override=True)
+    assert [m.arch_type for m in registry.registered_models("detector")] == ["doubling"]
+    made(registry, Other(name="net"))
+
+
 def test_what_is_no_config_is_no_model_type(registry):
     assert "expected a class made from HandleConfig[...], got type" in refused(
         lambda: registry.register_model_type(Doubling)
@@ -266,9 +282,9 @@ def test_what_is_no_config_is_no_model_type(registry):
 def test_an_unknown_architecture_lists_the_known(registry):
     registry.register_model("encoder")(Doubling)
     with pytest.raises(ConfigurationError) as caught:
-        made(registry, EncoderConfig(name="net", arch_type="dubling"))
+        made(registry, EncoderConfig(name="net", arch_type="doublig"))
     assert str(caught.value) == (
-        "model 'net': there is no arch_type 'dubling' for model_type 'encoder' (did you mean "
+        "model 'net': there is no arch_type 'doublig' for model_type 'encoder' (did you mean "
         "'doubling'?); registered: doubling, encoder"
     )
     assert caught.value.model == "net"
@@ -372,6 +388,25 @@ def test_a_subclass_decides_what_is_found(registry):
     lenient = Lenient()
     lenient.register_model("encoder")(Doubling)
     made(lenient, EncoderConfig(name="net", arch_type="doubling-v2"))
+
+
+def test_a_registry_may_stand_on_another(registry):
+    registry.register_model_type(SegmenterConfig)
+    registry.register_model("segmenter")(Doubling)
+
+    class Team(ModelRegistry):
+        def config_class(self, model_type):
+            return registry.config_class(model_type)
+
+        def architecture(self, model_type, arch_type):
+            return registry.architecture(model_type, arch_type)
+
+        def registered_models(self, model_type=None):
+            return registry.registered_models(model_type)
+
+    made(Team(), SegmenterConfig(name="net"))
+    config = Team().config_from_dict({"model_type": "segmenter", "name": "net"})
+    assert config == SegmenterConfig(name="net")
 
 
 # --- calls ---------------------------------------------------------------------------------------
@@ -681,6 +716,33 @@ async def test_a_context_goes_to_who_takes_it(registry):
     )
     handle, _ = task_of(ModelRegistry(), May)
     assert await handle(ROWS) == ["none"] * 3
+
+
+async def test_a_context_goes_with_an_array_alone_as_well(registry):
+    class Alone:
+        def preprocess(self, inputs):
+            return Preprocessed(np.stack(inputs), len(inputs))
+
+        def postprocess(self, outputs, context):
+            return [context] * len(outputs["OUT"])
+
+    handle, _ = task_of(registry, Alone)
+    assert await handle(ROWS) == [3, 3, 3]
+
+
+async def test_results_may_come_from_a_generator_whose_errors_are_its_own(registry):
+    class Yields:
+        def postprocess(self, outputs):
+            for row in outputs["OUT"]:
+                yield row.sum()
+                if row.sum() > 100:
+                    raise TypeError("too much")
+
+    handle, _ = task_of(registry, Yields)
+    assert await handle(np.ones((3, 4), np.float32)) == [4, 4, 4]
+    with pytest.raises(TypeError, match="too much") as caught:
+        await handle(np.full((3, 4), 100, np.float32))
+    assert caught.value.__notes__ == ["in the postprocess of architecture 'mine'"]
 
 
 async def test_the_event_loop_is_free_while_an_architecture_works(registry):

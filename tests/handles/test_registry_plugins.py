@@ -4,15 +4,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 
 from tests.handles.fakes import FakeCatalog, FakeInvoker, spec
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.handles.config import HandleParts
+from tritonasync.handles.config import HandleConfig, HandleParts
 from tritonasync.handles.configs import EncoderConfig
 from tritonasync.handles.plugins import GROUP
 from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.task import TaskHandle
 
 CLASSES = """
 class Fast:
@@ -71,6 +73,26 @@ def test_a_plugin_registers_itself_when_its_name_is_looked_up(install, registry)
     assert sys.modules["acme"].calls == [registry]
     assert names(registry) == ["encoder", "fast"]
     assert sys.modules["acme"].calls == [registry]  # once
+
+
+def test_the_only_architecture_is_the_only_one_of_all_plugins(install, registry):
+    """So that what a config makes does not depend on whether names were listed before."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class SegmenterConfig(HandleConfig[TaskHandle[object, object]]):
+        model_type = "segmenter"
+
+    class Mine:
+        def postprocess(self, outputs):
+            return outputs
+
+    registry.register_model_type(SegmenterConfig)
+    registry.register_model("segmenter")(Mine)
+    install("acme", REGISTERS.replace("encoder", "segmenter"), {"acme": "acme:register"})
+    parts = HandleParts(FakeInvoker(), FakeInvoker(), FakeCatalog(spec([])), 1)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="2 architectures .* by arch_type: fast, mine"):
+            registry.create(SegmenterConfig(name="net"), parts)
 
 
 def test_listing_loads_plugins(install, registry):

@@ -183,6 +183,26 @@ def test_leaving_cancels_what_is_out(face, doubler, way):
     assert len(doubler.cancelled) == len(doubler.begun) - 1
 
 
+def test_two_threads_may_not_take_results_at_once(face):
+    reading, go_on = threading.Event(), threading.Event()
+
+    def source():
+        yield 1
+        reading.set()
+        go_on.wait(10)
+
+    results = face.map(source())
+    first = []
+    thread = threading.Thread(target=lambda: first.extend(results))
+    thread.start()
+    assert reading.wait(10)
+    with pytest.raises(UsageError, match="another thread takes the next result"):
+        next(results)
+    go_on.set()
+    thread.join()
+    assert first == [2]
+
+
 def test_async_sources_are_refused(face):
     async def items():
         yield 1

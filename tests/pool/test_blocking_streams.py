@@ -13,7 +13,8 @@ import pytest
 
 from tests.handles.fakes import END, FakeInvoker
 from tritonasync import TritonPool
-from tritonasync.blocking import BlockingSequence, BlockingStream, _flagged
+from tritonasync.blocking import BlockingSequence, BlockingStream
+from tritonasync.blocking_handles import _flagged
 from tritonasync.core.errors import (
     InvalidInputError,
     ModelFailedError,

@@ -12,7 +12,7 @@ if it refuses what it is given, the model may have been reloaded.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType, MappingProxyType
@@ -52,11 +52,12 @@ class Preprocessed(Generic[_C_co]):
     """What ``preprocess`` may return to have ``postprocess`` get more than the outputs.
 
     Attributes:
-        inputs: The model's inputs by name, axis 0 being the batch.
+        inputs: The model's inputs by name, axis 0 being the batch; or the array alone, if the model
+            requires a single one.
         context: Given to ``postprocess`` as its second argument.
     """
 
-    inputs: Mapping[str, npt.ArrayLike]
+    inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike
     context: _C_co
 
 
@@ -118,7 +119,7 @@ class Plug:
             ConfigurationError: It made something else.
         """
         if isinstance(made, Preprocessed):
-            return made.inputs, cast("object", made)
+            return self.inputs(made.inputs, binding)[0], cast("object", made)
         if isinstance(made, Mapping):
             return cast("Mapping[str, object]", made), None
         required = [tensor for tensor in binding.inputs if not tensor.optional] or binding.inputs
@@ -153,7 +154,8 @@ class Plug:
         if len(arguments) not in self._takes:
             raise self._wrong_context(model, given=len(arguments) == 2)
         with self._noted("postprocess"):
-            return self.postprocess(*arguments)
+            made = self.postprocess(*arguments)
+            return [*cast("Iterator[object]", made)] if isinstance(made, Iterator) else made
 
     def _wrong_context(self, model: str, *, given: bool) -> ConfigurationError:
         if given:

@@ -11,15 +11,7 @@ its tasks; what a pool has sent goes on to its end, whoever has left.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Hashable,
-    Iterable,
-    Mapping,
-    Sized,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterable, Mapping, Sized
 from math import prod
 from types import TracebackType
 from typing import Final, Generic, Literal, Self, TypeVar, cast, overload
@@ -270,6 +262,7 @@ class BulkStream(Generic[_K_co, _T_co]):
         self._keyed = False
         self._phase: Literal["new", "begun", "over"] = "new"
         self._waiting = False
+        self._error: Exception | None = None  # what it ends with, until that is raised
 
     def __repr__(self) -> str:
         return f"<BulkStream {self._phase}: {self._run.ledger.subject}>"
@@ -328,6 +321,8 @@ class BulkStream(Generic[_K_co, _T_co]):
 
     async def _next(self) -> Entry[_K_co, object] | None:
         run, ledger = self._run, self._run.ledger
+        if self._error is not None:  # who was to be told of it was cancelled before
+            await self._fail(self._error)
         if self._phase == "new":
             self._phase = "begun"
             self._report.begin()
@@ -368,8 +363,10 @@ class BulkStream(Generic[_K_co, _T_co]):
 
     async def _fail(self, error: Exception | None) -> None:
         """End the stream, with an error if there is one."""
+        self._error = error
         try:
             await self.aclose()
+            self._error = None
             try:
                 self._report.end()
             finally:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from tritonasync.core.errors import ConfigurationError, MissingExtraError
-from tritonasync.handles.fieldtypes import got_text, nearest
+from tritonasync.handles.fieldwords import got_text, nearest
 
 _SUFFIXES: Final = (".toml", ".yaml", ".yml")
 
@@ -92,7 +93,7 @@ def _read(file: Path, source: Source) -> object:
     if file.suffix.lower() not in _SUFFIXES:
         raise source.error(("", f"expected a file that ends in {', '.join(_SUFFIXES)}"))
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")  # some editors begin with a mark
     except OSError as error:
         raise source.error(("", f"cannot be read: {error.strerror or error}")) from error
     except UnicodeDecodeError as error:
@@ -117,9 +118,9 @@ def _yaml(text: str, source: Source) -> object:
         """Refuses what YAML forbids and PyYAML overlooks: a key that is there twice."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401, FBT001, FBT002
-            keys: list[str] = [key.value for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
+            counts = Counter(str(key.value) for key, _ in node.value)
+            for key, count in counts.items():
+                if count > 1:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"{key!r} is there twice", node.start_mark
                     )

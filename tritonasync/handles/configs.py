@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast, runtime_checkable
 
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.handles.architecture import Plug
@@ -28,7 +28,13 @@ from tritonasync.handles.slot import Casting
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 else:
-    Tokenizer = object  # an extra; whether it is one, the encoder sees
+
+    @runtime_checkable
+    class Tokenizer(Protocol):
+        """What looks like one: the package is an extra, and whether it is one, the encoder sees."""
+
+        def encode_batch(self, *args: object, **options: object) -> object: ...
+
 
 __all__ = [
     "ClassifierConfig",

@@ -1,8 +1,7 @@
 """Whether a value given by a user is of the type that a field is annotated with.
 
-Owns: which values an annotation takes, how they are converted (lists become tuples), and the words
-for what was expected and what was got. Refuses to know: which fields there are, where values come
-from.
+Owns: which values an annotation takes, how they are converted (lists become tuples). Refuses to
+know: which fields there are, where values come from, how a fault is put (``fieldwords`` does).
 
 Invariants: pure; what an annotation means that is not known here takes every value, since the rest
 is for type checkers.
@@ -11,10 +10,8 @@ is for type checkers.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import os
-import reprlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, EnumMeta
@@ -35,19 +32,18 @@ from typing import (
     get_type_hints,
 )
 
-Key: TypeAlias = tuple[str, ...]
-
-_WORDS: Final[Mapping[object, tuple[str, str]]] = {
-    bool: ("True or False", "booleans"),
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("a string", "strings"),
-    bytes: ("bytes", "bytes"),
-    None: ("None", "None"),
-    types.NoneType: ("None", "None"),
-    Path: ("a path", "paths"),
-    os.PathLike: ("a path", "paths"),
-}
+from tritonasync.handles.fieldwords import (
+    LISTS,
+    TABLES,
+    Key,
+    expected_text,
+    form_of,
+    got_text,
+    is_record,
+    key_text,
+    nearest,
+    unknown_text,
+)
 
 
 class MisfitError(Exception):
@@ -107,25 +103,6 @@ def _alone(kind: type, name: str) -> object:
         return object
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the one of ``known`` that a user may have meant."""
-    plain = {name.lower().replace("-", "_"): name for name in known}
-    near = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
-    return plain[near[0]] if near else None
-
-
-def key_text(key: Key) -> str:
-    """Return ``labels[3]`` or ``scaling.mean`` of where a value is."""
-    return "".join(
-        part if index == 0 or part.startswith("[") else f".{part}" for index, part in enumerate(key)
-    )
-
-
-def got_text(value: object) -> str:
-    """Return a value's type and beginning, for messages."""
-    return "None" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
-
-
 def fitted(value: object, kind: object, key: Key, folder: Path | None = None) -> object:
     """Return a value as its annotation wants it.
 
@@ -138,23 +115,11 @@ def fitted(value: object, kind: object, key: Key, folder: Path | None = None) ->
     Raises:
         MisfitError: It is not of that type.
     """
-    form = _FORMS.get(_form_of(kind))
+    form = _FORMS.get(form_of(kind))
     if form is not None:
         return form(value, kind, key, folder)
     plain = get_origin(kind) or kind
     return _of_class(value, plain, key, folder) if isinstance(plain, type) else value
-
-
-def _form_of(kind: object) -> object:
-    """Return what the tables below know an annotation by."""
-    origin = cast("object", get_origin(kind))
-    if origin is not None:
-        return origin
-    return Path if _is_path(kind) else kind
-
-
-def _is_path(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Path)
 
 
 def _held(value: object, kind: object, key: Key, *, holds: bool) -> object:
@@ -240,7 +205,7 @@ def _one_of(value: object, kind: object, key: Key, folder: Path | None) -> objec
     """Return a value by the first of several annotations that takes it."""
     kinds = get_args(kind)
     deeper: list[MisfitError] = []
-    paths = [each for each in kinds if _FORMS.get(_form_of(each)) is _path]
+    paths = [each for each in kinds if _FORMS.get(form_of(each)) is _path]
     # With a folder, a string that may be a path is one.
     first = paths if folder is not None and isinstance(value, str) else []
     for each in (*first, *kinds):
@@ -263,7 +228,7 @@ def _sequence(value: object, kind: object, key: Key, folder: Path | None) -> tup
         raise MisfitError(key, f"expected {expected_text(kind)}, got {got_text(value)}")
     args = get_args(kind)
     each = (args[0] if args else object,) * len(items)
-    if _is_record(kind):
+    if is_record(kind):
         each = args
         _held(value, kind, key, holds=len(items) == len(args))
     return tuple(
@@ -279,11 +244,6 @@ def _items(value: object) -> Sequence[object] | None:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
         return None
     return cast("Sequence[object]", value)
-
-
-def _is_record(kind: object) -> bool:
-    """Return whether it is a tuple of a fixed length."""
-    return get_origin(kind) is tuple and get_args(kind)[1:] != (...,)
 
 
 def _mapping(value: object, kind: object, key: Key, folder: Path | None) -> Table:
@@ -325,14 +285,6 @@ def missing(fields: Mapping[str, dataclasses.Field[Any]]) -> Iterator[str]:
             yield name
 
 
-def unknown_text(name: str, known: Sequence[str], owner: str) -> str:
-    """Return what is said of a key that nobody knows."""
-    near = nearest(name, known)
-    if near:
-        return f"unknown key; did you mean {near}?"
-    return f"unknown key; {owner} has {', '.join(known)}"
-
-
 _Form: TypeAlias = Callable[[object, object, Key, Path | None], object]
 
 _FORMS: Final[Mapping[object, _Form]] = {
@@ -350,60 +302,6 @@ _FORMS: Final[Mapping[object, _Form]] = {
     Literal: _literal,
     Union: _one_of,
     types.UnionType: _one_of,
-    **dict.fromkeys((list, tuple, Sequence, Iterable), _sequence),
-    **dict.fromkeys((dict, Mapping), _mapping),
+    **dict.fromkeys(LISTS, _sequence),
+    **dict.fromkeys(TABLES, _mapping),
 }
-
-# --- in words ------------------------------------------------------------------------------------
-
-
-def expected_text(kind: object) -> str:
-    """Return an annotation in words."""
-    form, args = _form_of(kind), get_args(kind)
-    text = _TEXTS.get(form)
-    if text is not None:
-        return text(args)
-    if _is_record(kind) and len(set(args)) == 1:
-        return f"{len(args)} {_plural(args[0])}"
-    if _is_record(kind):
-        return f"a list of {', '.join(map(expected_text, args))}"
-    known = _FORMS.get(form)
-    if known is _sequence:
-        return f"a list of {_plural(args[0])}" if args else "a list"
-    if known is _mapping:
-        return "a table"
-    words = _WORDS.get(form)
-    return _with_article(getattr(form, "__name__", str(kind))) if words is None else words[0]
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
-
-
-def _literals_text(args: tuple[object, ...]) -> str:
-    words = ", ".join(f'"{word}"' if isinstance(word, str) else repr(word) for word in args)
-    return f"one of {words}" if len(args) > 1 else words
-
-
-def _either(kinds: tuple[object, ...]) -> str:
-    literals = tuple(
-        word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)
-    )
-    others = [kind for kind in kinds if get_origin(kind) is not Literal]
-    texts = [_literals_text(literals)] if literals else []
-    texts = list(dict.fromkeys([*texts, *map(expected_text, others)]))
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
-
-
-_TEXTS: Final[Mapping[object, Callable[[tuple[object, ...]], str]]] = {
-    Annotated: lambda args: expected_text(args[0]),
-    Literal: _literals_text,
-    Union: _either,
-    types.UnionType: _either,
-    Callable: lambda _: "a function",
-}
-
-
-def _plural(kind: object) -> str:
-    words = _WORDS.get(_form_of(kind))
-    return expected_text(kind) if words is None else words[1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 from tritonasync.core.checks import is_count
@@ -291,7 +292,7 @@ def _check(
         raise ConfigurationError(
             f"{subject}: max_in_flight is a whole number from 1 on, not {max_in_flight!r}"
         )
-    if key is not None and not callable(key):
+    if key is not None and (not callable(key) or iscoroutinefunction(key)):
         raise ConfigurationError(
-            f"{subject}: key is a function that gives the key of an item, not {key!r}"
+            f"{subject}: key is a plain function that gives the key of an item, not {key!r}"
         )

@@ -17,7 +17,14 @@ from tritonasync.core.checks import is_count
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, DeadlineExceededError, InvalidInputError
 from tritonasync.handles.bulk import IN_FLIGHT, Mappable
-from tritonasync.handles.pipeline_stages import Step, at_once, each_of, is_iterable, step_of
+from tritonasync.handles.pipeline_stages import (
+    OWN_TIME,
+    Step,
+    at_once,
+    each_of,
+    is_iterable,
+    step_of,
+)
 
 _In = TypeVar("_In")
 _Out_co = TypeVar("_Out_co", covariant=True)
@@ -230,13 +237,14 @@ class Pipeline(Mappable[_In, _Out_co], Generic[_In, _Out_co]):
         given = list(items)
         most = max_in_flight
         if most is None and len(given) > 1:
-            left_s = None if deadline.wait_s() is None else deadline.remaining()
+            left_s = None if deadline is OWN_TIME else deadline.remaining()
             most = await self._fitting_in_flight(left_s)
         results = await at_once(lambda item: self._run(item, deadline), given, most or 1)
         return cast("list[_Out_co]", results)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+        said = self._timeout_s if timeout_s is None else timeout_s
+        return OWN_TIME if said is None else Deadline.after(said)
 
     async def _run(self, item: object, deadline: Deadline) -> object:
         value = item

@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 EACH_IN_FLIGHT: Final = 64
 """Items of one value that are run at once, where ``each`` does not say."""
 
+OWN_TIME: Final = Deadline(math.inf, math.inf)
+"""Where nothing was said of the time: each handle has what is its own. Told apart by ``is``."""
+
 Run: TypeAlias = Callable[[object, Deadline], Awaitable[object]]
 """Makes the next value of a value, within what is left of the time."""
 
@@ -112,14 +115,20 @@ def _name(stage: object) -> str:
 
 def _check_unthreaded(name: str, *, in_thread: bool) -> None:
     if in_thread:
-        raise ConfigurationError(
-            f"pipeline: in_thread is for plain functions, and {name} is awaited: leave it out"
-        )
+        raise _threaded(name)
+
+
+def _threaded(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"pipeline: in_thread is for plain functions, and {name} is awaited: leave it out"
+    )
 
 
 def is_iterable(value: object) -> bool:
     """Return whether a value is an iterable of items, and not a single text or mapping."""
-    return not isinstance(value, (str, bytes, Mapping)) and hasattr(value, "__iter__")
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+        return False
+    return getattr(value, "shape", None) != ()  # an array of no axes has no items
 
 
 def _items(name: str, value: object) -> Sequence[object]:
@@ -144,7 +153,7 @@ def late(name: str, deadline: Deadline) -> DeadlineExceededError:
 
 
 async def _run_one(runner: Mappable[object, object], value: object, deadline: Deadline) -> object:
-    if deadline.at == math.inf:
+    if deadline is OWN_TIME:
         return await runner.one(value)
     if deadline.expired():
         raise late(_name(runner), deadline)
@@ -172,7 +181,11 @@ async def _run_in_thread(
 ) -> object:
     """Run a plain function in a worker thread; one that has begun is waited for."""
     with move_on_after(deadline.remaining()):
-        return await in_worker(partial(function, value), deadline=NEVER, model=name)
+        result = await in_worker(partial(function, value), deadline=NEVER, model=name)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise _threaded(name)
+        return result
     raise late(name, deadline)
 
 

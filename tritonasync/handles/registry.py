@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import RLock
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from tritonasync.handles.architecture import (
 from tritonasync.handles.config import HandleConfig, HandleParts
 from tritonasync.handles.configfiles import Source, read_table, tables_of
 from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-from tritonasync.handles.fieldtypes import got_text, nearest
+from tritonasync.handles.fieldwords import got_text, nearest
 from tritonasync.handles.plugins import Plugins
 
 _A = TypeVar("_A", bound=Architecture)
@@ -140,6 +140,8 @@ class ModelRegistry:
             taken = self._types.get(config.model_type)
             if taken is not None and not override:
                 raise _taken(f"model_type {config.model_type!r}", taken, config)
+            if taken is not None:
+                self._forget_own(taken)
             self._types[config.model_type] = config
             for name in config.arch_types:
                 self._architectures[config.model_type, name] = config
@@ -151,6 +153,12 @@ class ModelRegistry:
             if taken is not None and not override:
                 raise _taken(f"arch_type {arch_type!r} of model_type {model_type!r}", taken, kind)
             self._architectures[model_type, arch_type] = kind
+
+    def _forget_own(self, config: type[HandleConfig[object]]) -> None:
+        """Drop the architectures of the handle that a config makes, not those of users."""
+        for name in config.arch_types:
+            if self._architectures.get((config.model_type, name)) is config:
+                del self._architectures[config.model_type, name]
 
     def _check_name(self, what: str, value: object, example: str) -> None:
         if not isinstance(value, str) or not value:
@@ -260,10 +268,7 @@ class ModelRegistry:
         """Return the architecture of a config that says none: its kind's own, or the only one."""
         if config.arch_types:
             return config.arch_types[0]
-        known = self._names(config.model_type)
-        if not known:
-            self._load_plugins()
-            known = self._names(config.model_type)
+        known = [each.arch_type for each in self.registered_models(config.model_type)]
         if len(known) == 1:
             return known[0]
         raise ConfigurationError(
@@ -298,18 +303,16 @@ class ModelRegistry:
                 its type.
             MissingExtraError: It is YAML, and PyYAML is not installed.
         """
-        return MappingProxyType(dict(self._configs(path, table)))
-
-    def _configs(
-        self, path: str | os.PathLike[str], table: str
-    ) -> Iterator[tuple[str, HandleConfig[object]]]:
-        for given, source in tables_of(*read_table(path, table)):
-            yield source.name, self._config(given, source)
+        tables = tables_of(*read_table(path, table))
+        return MappingProxyType({at.name: self._config(given, at) for given, at in tables})
 
     def _config(self, given: object, source: Source) -> HandleConfig[object]:
         entries = source.entries(given)
         model_type = entries.get("model_type")
         if not isinstance(model_type, str):
+            near = None if "model_type" in entries else nearest("model_type", entries)
+            if near is not None:
+                raise source.error((near, "unknown key; did you mean model_type?"))
             known = ", ".join(self.model_types())
             got = "nothing" if model_type is None else got_text(model_type)
             raise source.error(("model_type", f"expected one of {known}, got {got}"))

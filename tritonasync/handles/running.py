@@ -10,6 +10,7 @@ refers to any more can end its tasks; a task that ends as nobody expected is tol
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import (
     AsyncIterable,
@@ -27,6 +28,7 @@ from typing import Final, Generic, TypeVar, cast
 
 from anyio import CancelScope
 
+from tritonasync.core.errors import ConfigurationError
 from tritonasync.handles.ledger import Entry, Failed, Ledger, Progress
 
 _K = TypeVar("_K", bound=Hashable)
@@ -292,11 +294,19 @@ class Report(Generic[_K]):
     Args:
         ledger: The books.
         call: The function; ``None`` for none.
+
+    Raises:
+        ConfigurationError: It is none, or one that is to be awaited.
     """
 
     def __init__(
         self, ledger: Ledger[_K, object], call: Callable[[Progress[_K]], object] | None
     ) -> None:
+        if call is not None and (not callable(call) or inspect.iscoroutinefunction(call)):
+            raise ConfigurationError(
+                f"{ledger.subject}: progress is a plain function that takes a Progress, not "
+                f"{call!r}"
+            )
         self._ledger = ledger
         self._call = call
         self._begun: float | None = None

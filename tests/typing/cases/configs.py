@@ -55,7 +55,7 @@ async def calls() -> None:
     assert_type(await pool.create_classifier({"name": "c"}).one("image.png"), Classification)
     assert_type(await pool.create_classifier({"name": "c"})(["image.png"]), Classifications)
 
-    _ = (await detector.one("image.png")).lables  # type: ignore[attr-defined]
+    _ = (await detector.one("image.png")).labelz  # type: ignore[attr-defined]
     _ = (await detector.one("image.png"))[0].scores  # type: ignore[attr-defined]
     _ = (await detector(["image.png"])).boxes  # type: ignore[attr-defined]
     await detector.one()  # type: ignore[call-arg]
@@ -64,7 +64,7 @@ async def calls() -> None:
 
 # --- wrong configs ---
 
-DetectorConfig(nam="d")  # type: ignore[call-arg]
+DetectorConfig(nme="d")  # type: ignore[call-arg]
 DetectorConfig()  # type: ignore[call-arg]
 DetectorConfig("d")  # type: ignore[call-arg]
 DetectorConfig(name="d", image_sise=640)  # type: ignore[call-arg]

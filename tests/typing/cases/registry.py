@@ -97,7 +97,7 @@ class WrongConfig(HandleConfig[Own]):
         return Mask(np.zeros((1, 1), np.bool_))
 
 
-SegmenterConfig(name="u", treshold=1)  # type: ignore[call-arg]
+SegmenterConfig(name="u", thresholt=1)  # type: ignore[call-arg]
 SegmenterConfig(name="u", threshold="1")  # type: ignore[arg-type]
 pool.create_detector(SegmenterConfig(name="u"))  # type: ignore[arg-type]
 registry.register_model_type(Own)  # type: ignore[type-var]
