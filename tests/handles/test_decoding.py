@@ -226,6 +226,19 @@ def test_rows_of_images_that_there_are_none_of_are_an_error():
         decoded("flat", rows, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "score"), [("yolov5", v5, (0, 3, 6)), ("yolov8", v8, (0, 5, 3))]
+)
+def test_what_cannot_be_scores_is_an_error(name, make, score):
+    tensors = make([[(0.5, 1, (1, 2, 30, 40))]])
+    for value in (1.01, np.nan, np.inf):  # by rounding; dropped later on
+        tensors["output"][score] = value
+        decoded(name, tensors, 1)
+    tensors["output"][score] = 412  # the place of a joint
+    with pytest.raises(ProtocolError, match=r"model 'net': expected class scores .*, got 4\d\d"):
+        decoded(name, tensors, 1)
+
+
 def test_each_likely_class_of_a_query_of_rtdetr_counts():
     logits = np.array([[[2, -9, 1]]], np.float32)
     (found,) = decoded("rtdetr", {"logits": logits, "boxes": np.full((1, 1, 4), 0.5, "f4")}, 1)

@@ -151,6 +151,16 @@ def test_the_plugins_outputs_have_a_count():
     }
 
 
+def test_outputs_of_tensorflows_names_and_the_plugins_types_may_be_of_either():
+    """So the plugin's README calls its outputs; NVIDIA's EfficientDet has other coordinates."""
+    kinds = {"detection_classes": ("INT32", (1, 100)), "num_detections": ("INT32", (1, 1))}
+    assert "decode='efficientnms' or decode='ssd'" in refusal(TENSORFLOW | kinds)
+    for name in ("efficientnms", "ssd"):
+        assert chosen(TENSORFLOW | kinds, name)[1]["count"] == "num_detections"
+    for one in kinds:
+        assert chosen(TENSORFLOW | {one: kinds[one]})[0] == "ssd"
+
+
 def test_unnamed_outputs_are_told_apart_by_type_but_not_whose_they_are():
     shapes = dict(zip("ABCD", FOUR.values(), strict=True))
     assert "decode='efficientnms' or decode='ssd'" in refusal(shapes)
@@ -199,7 +209,7 @@ def test_labels_tell_detr_from_rtdetr(labels, decoder):
 
 
 def test_the_one_output_that_fits_is_taken():
-    shapes = {"PROTO": (1, 32, 160, 160), "BOXES": (1, 84, 8400), "COUNT": (1, 1)}
+    shapes = {"HEAD": (1, 3, 80, 80, 85), "BOXES": (1, 84, 8400), "COUNT": (1, 1)}
     assert chosen(shapes) == ("yolov8", {"output": "BOXES"})
     assert chosen(shapes, "yolov8") == ("yolov8", {"output": "BOXES"})
     heads = {"OUT": (1, 25200, 85), "A": (1, 3, 80, 80, 85), "B": (1, 3, 40, 40, 85)}
@@ -250,3 +260,12 @@ def test_raw_scores_beside_boxes_are_no_anchors():
     message = refusal({"boxes": (1, 8400, 4), "scores": (1, 8400, 80)}, labels=7)
     assert "but boxes have an output of their own" in message
     assert "'detr'" in message
+
+
+@pytest.mark.parametrize("rows", [(1, 116, 8400), (1, 25200, 117), (1, 300, 38)])
+def test_rows_beside_masks_are_not_taken_for_boxes_alone(rows):
+    shapes = {"rows": rows, "protos": (1, 32, 160, 160)}
+    message = refusal(shapes)
+    assert "no decoder fits" in message
+    assert "'protos' is for masks, whose numbers are behind the class scores" in message
+    assert chosen(shapes, "yolov8")[0] == "yolov8"  # who says so is believed

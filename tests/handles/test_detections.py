@@ -174,8 +174,9 @@ def test_crops_have_a_margin_within_the_image(found):
     first, second = found.crops(image, margin=0.5)
     np.testing.assert_array_equal(first, image[0:80, 0:70])
     np.testing.assert_array_equal(second, image[0:35, 10:90])
-    with pytest.raises(InvalidInputError, match="margin is 0 or more, not -1"):
-        found.crops(image, margin=-1)
+    for margin in (-1, float("nan"), "much"):
+        with pytest.raises(InvalidInputError, match=f"margin is 0 or more, not {margin!r}"):
+            found.crops(image, margin=margin)
 
 
 @given(

@@ -219,6 +219,15 @@ async def test_candidates_without_a_score_are_never_taken():
     assert await scores((10, 10, 30, 30, 0, 0), score_threshold=0) == []
 
 
+async def test_what_is_found_beside_the_image_takes_nobodys_place():
+    beside, within = [0, 0, 64, 10, 0.99, 2], [0, 20, 32, 40, 0.9, 2]
+    flat = [8, 30, 8, 40, 0.95, 2]
+    handle = detector(model=listed(beside, flat, within), max_detections=1)
+    found = await handle.one(np.zeros((32, 64), np.uint8))  # in the middle of 64 x 64
+    assert found.scores.tolist() == pytest.approx([0.9])
+    assert found.boxes.tolist() == [[0, 4, 32, 24]]
+
+
 async def test_candidates_that_are_not_finite_are_dropped():
     nan, inf = float("nan"), float("inf")
     rows = ((nan, 10, 30, 30, 0.9, 0), (10, 10, inf, 30, 0.9, 0), (10, 10, 30, 30, nan, 0), B)
@@ -357,6 +366,10 @@ async def test_labels_that_do_not_fit_the_classes_are_an_error(served, model, co
 # --- options ---
 
 
+async def waiting(outputs):
+    return outputs
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -381,6 +394,15 @@ async def test_labels_that_do_not_fit_the_classes_are_an_error(served, model, co
         ({"iou_threshold": -0.1}, "iou_threshold is"),
         ({"max_detections": 0}, "max_detections is"),
         ({"labels": b"abc"}, "labels is a list of strings"),
+        ({"iou_threshold": np.array([0.4, 0.5])}, "iou_threshold is"),
+        ({"max_detections": True}, "max_detections is"),
+        ({"class_offset": True}, "class_offset is"),
+        ({"decode": waiting}, "decode is a plain function, not an async one"),
+        (
+            {"score_threshold": {3: 0.5}, "labels": ["a", "b", "c"]},
+            "score_threshold is given for class 3, but there are 3 labels",
+        ),
+        ({"score_threshold": {-1: 0.5}, "labels": ["a"]}, "for class -1, but there are 1 labels"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, rule):

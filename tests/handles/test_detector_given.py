@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -154,11 +156,54 @@ async def test_names_that_come_with_the_model_may_lack():
         assert (await handle.one(BLACK)).labels == (label,)
 
 
+# --- candidates that are none ---
+
+BOX = np.array([[1, 2, 3, 4]], np.float32)
+
+
+class OnGpu:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("use .cpu() first")
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "got"),
+    [
+        ((BOX, np.float32(0.9), [0]), {}, r"got \[1, 4\], \[\] and \[1\]"),
+        ((BOX, [0.9, 0.8], [0, 0]), {}, r"got \[1, 4\], \[2\] and \[2\]"),
+        ((None, None, None), {}, "of numbers"),
+        (([[1, 2], [3]], [0.9], [0]), {}, "of numbers: .*inhomogeneous"),
+        ((BOX, ["high"], [0]), {}, "of numbers: could not convert string"),
+        ((BOX, [0.9], ["cat"]), {}, "of numbers"),
+        ((OnGpu(), [0.9], [0]), {}, r"of numbers: use \.cpu\(\) first"),
+        ((BOX, [0.9], [0]), {"image_size": (0, 9)}, r"image_size=.*got \(0, 9\)"),
+        ((BOX, [0.9], [0]), {"image_size": 9}, "image_size=.*got 9"),
+        ((BOX, [0.9], [0]), {"image_size": (9, 9, 3)}, r"image_size=.*got \(9, 9, 3\)"),
+    ],
+)
+async def test_candidates_that_do_not_fit_one_another_are_refused(given, options, got):
+    handle = detector(CORNERS, CORNER, decode=lambda outputs: [Candidates(*given, **options)])
+    with pytest.raises(
+        ConfigurationError, match=f"detector 'net': expected candidates with .*{got}"
+    ):
+        await handle.one(BLACK)
+
+
+async def test_candidates_may_be_in_any_numbers():
+    def decode(outputs):
+        sizes = (np.int64(9), np.int64(9))
+        return [Candidates([(1, 2, 3, 4)], [np.float64(0.9)], np.array([True]), image_size=sizes)]
+
+    found = await detector(CORNERS, CORNER, decode=decode).one(BLACK)
+    assert (found.boxes.tolist(), found.class_ids.tolist()) == ([[1, 2, 3, 4]], [1])
+    assert json.loads(json.dumps(found.to_dict()))["height"] == 9
+
+
 # --- several outputs, and rows ---
 
 
 async def test_the_user_says_which_output_is_which():
-    outputs = [("A", "FP32", (-1, 2, 4)), ("B", "FP32", (-1, 2)), ("C", "FP32", (-1, 2))]
+    outputs = [("A", "FP32", (-1, 2, 4)), *[(name, "FP32", (-1, 2)) for name in "BCD"]]
     answer = {
         "A": np.array([[[10, 20, 30, 40], [1, 2, 3, 4]]], np.float32),
         "B": np.array([[1, 2]], np.float32),
@@ -182,10 +227,10 @@ async def test_outputs_of_free_size_are_told_anew_when_they_differ():
 
 
 async def test_outputs_that_are_not_read_may_have_any_shape():
-    outputs = [("RAW", "FP32", (-1, 7, 40)), ("PROTO", "FP32", (-1, 3, 2, 2))]
+    outputs = [("RAW", "FP32", (-1, 7, 40)), ("HEAD", "FP32", (-1, 3, 2, 2, 8))]
     answer = {
         "RAW": one_anchor(7, 3).transpose(0, 2, 1),
-        "PROTO": np.zeros((9, 3, 2, 2), np.float32),
+        "HEAD": np.zeros((9, 3, 2, 2, 8), np.float32),
     }
     assert len(await detector(outputs, answer).one(BLACK)) == 1
 

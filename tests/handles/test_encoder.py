@@ -300,3 +300,14 @@ async def test_what_is_no_vector_for_each_item_is_refused(made, got):
         rf"shape \[2, D\], one vector for each item, got {got}",
     ):
         await plugged(made)(np.ones((2, 3), np.float32))
+
+
+async def test_a_preprocess_alone_must_give_a_row_for_each_item():
+    plug = Plug("architecture 'mine'", lambda items: np.zeros((3, 3), np.float32), None)
+    handle = encoder(NUMBERS, same, plug=plug)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"expected the preprocess of architecture 'mine' to give as many rows as items, 1, "
+        r"got 3",
+    ):
+        await handle.one(np.zeros(3, np.float32))

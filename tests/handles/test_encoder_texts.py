@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,15 +23,18 @@ from tests.handles.words import (
     write_folder,
 )
 from tritonasync.batching.padding import Padder
+from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import (
     ConfigurationError,
+    DeadlineExceededError,
     InvalidInputError,
     ModelFailedError,
     ProtocolError,
 )
+from tritonasync.handles import buckets as usual
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.tokenizer import TextTokenizer
+from tritonasync.handles.tokenizer import TextTokenizer, tokenizer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +112,7 @@ async def test_a_text_becomes_ids_and_mask_in_the_models_types():
     assert tensor(call, "token_type_ids").tolist() == [[0] * 6]
     assert tensor(call, "position_ids").tolist() == [[0, 1, 2, 3, 0, 0]]
     assert call.rows == 1
-    assert call.outputs == ("VECTOR",)
+    assert call.outputs == (), "all: the model has one"
 
 
 async def test_a_list_is_split_by_bucket_and_put_together_in_order():
@@ -275,6 +281,16 @@ async def test_the_limit_is_the_last_bucket():
     assert (await handle.one(words(35)))[2] == 40
     handle = encoder(SENTENCES, max_length=40, buckets=[10, 64])
     assert (await handle([words(4), words(20)]))[:, 2].tolist() == [10, 40]
+
+
+async def test_a_text_beyond_all_buckets_is_refused_where_there_is_no_other_limit(monkeypatch):
+    monkeypatch.setattr(usual, "_STEPS", (16, 32))
+    assert (await encoder(SENTENCES).one(words(30)))[2] == 32
+    with pytest.raises(InvalidInputError, match=r"33 tokens, and 32 .* .the last of the usual buc"):
+        await encoder(SENTENCES)([words(3), words(31)])
+    assert (await encoder(SENTENCES, truncate=True).one(words(31)))[1] == 32
+    for served, options in ((ONLY_IDS, {}), (SENTENCES, {"buckets": ()})):
+        assert (await encoder(served, **options).one(words(31)))[2] == 33
 
 
 async def test_a_limit_without_room_for_a_text_is_refused():
@@ -449,9 +465,9 @@ async def test_few_texts_are_tokenised_at_once_and_many_in_another_thread(monkey
     threads = []
     tokens = TextTokenizer.tokens
 
-    def watched(self, texts):
+    def watched(self, texts, deadline, model):
         threads.append(threading.current_thread())
-        return tokens(self, texts)
+        return tokens(self, texts, deadline, model)
 
     monkeypatch.setattr(TextTokenizer, "tokens", watched)
     handle = encoder(SENTENCES)
@@ -481,6 +497,25 @@ async def test_many_texts_leave_the_event_loop_its_turns():
     np.testing.assert_array_equal(vectors[:, 1], counts + 2)
 
 
+async def test_many_texts_are_given_up_when_the_time_is_up():
+    handle = encoder(SENTENCES)
+    await handle.one("w4")
+    tokenizer = await tokenizer_of(handle._texts.tokenizer, NEVER, "net")
+    done = []
+
+    class Slow:
+        def encode_batch(self, texts):
+            time.sleep(0.02)
+            done.append(len(texts))
+            return tokenizer.tokenizer.encode_batch(texts)
+
+    slow = replace(tokenizer, tokenizer=Slow())
+    with pytest.raises(DeadlineExceededError, match="model 'net': .* stage 'encode'"):
+        slow.tokens(["w4"] * 100_000, Deadline.after(0.03), "net")
+    assert 1 <= len(done) <= 3
+    assert len(slow.tokens(["w4"] * 1100, NEVER, "net")) == 1100
+
+
 async def test_the_users_tokenizer_is_left_as_it_is_and_its_truncation_is_the_limit():
     own = words_tokenizer()
     own.enable_padding(length=40, pad_id=PAD, pad_token="[PAD]")
@@ -491,6 +526,17 @@ async def test_the_users_tokenizer_is_left_as_it_is_and_its_truncation_is_the_li
     assert own.truncation["max_length"] == 6
     with pytest.raises(InvalidInputError, match="8 tokens, and 6 is the limit .by the tokenizer's"):
         await handle.one(words(6))
+
+
+async def test_tokenizers_made_for_each_call_do_not_pile_up():
+    def alive():
+        gc.collect()
+        return sum(isinstance(each, TextTokenizer) for each in gc.get_objects())
+
+    before = alive()
+    for _ in range(80):
+        await encoder(SENTENCES).one("w4")  # a tokenizer of its own
+    assert alive() - before <= 60
 
 
 def test_the_tests_have_a_tokenizer():

@@ -122,7 +122,7 @@ async def test_the_files_own_truncation_and_padding_are_noted_and_taken_off(tmp_
     ready = await loaded(write_folder(tmp_path, padded) / "tokenizer.json")
     assert (ready.pad_id, ready.max_length, ready.cut_from) == (9, 20, "left")
     assert ready.max_length_source.startswith("truncation in ")
-    (tokens,) = ready.tokens([words(40)])
+    (tokens,) = ready.tokens([words(40)], NEVER, "net")
     assert len(tokens.ids) == 42
     assert list(ready.cut(words(40), 5).ids) == [CLS, *range(41, 44), SEP]
 
@@ -176,6 +176,16 @@ async def test_a_path_without_a_tokenizer_says_what_is_there(tmp_path):
         await loaded(tmp_path / "nowhere" / "tokenizer.json")
 
 
+async def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(ConfigurationError, match="expected a tokenizer in '.*', found a folder"):
+        await loaded(tmp_path)
+    content = (write_folder(tmp_path / "words") / "tokenizer.json").read_text()
+    expected = "'.{100,200}…' cannot be read: File name too long; give the path of a tokenizer.j"
+    with pytest.raises(ConfigurationError, match=expected):
+        await loaded(content)
+
+
 async def test_what_is_no_tokenizer_is_refused_and_read_again_later(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
@@ -225,3 +235,5 @@ def test_only_paths_and_tokenizers_are_sources(tmp_path):
     assert tokenizers is not None
     with pytest.raises(ConfigurationError, match="model 'net': tokenizer is the path of a "):
         check_source(b"tokenizer.json", "net")
+    with pytest.raises(ConfigurationError, match="model 'net': tokenizer is an empty path"):
+        check_source("", "net")

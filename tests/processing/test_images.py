@@ -97,12 +97,22 @@ def test_nan_goes_through_and_stays_where_it_is_blended():
     assert (columns.min(), columns.max()) == (rows.min(), rows.max())
 
 
-def test_brightness_agrees_with_pillow():
-    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    expected = np.asarray(Image.fromarray(image).convert("L"), np.float32)
+@pytest.mark.parametrize("size", [(20, 20), (1, 3000), (40_000, 1), (70, 900)])
+def test_brightness_is_pillows(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     grey = rgb_to_grey(image)
-    assert grey.shape == (20, 20, 1)
-    assert np.abs(grey[..., 0] - expected).max() <= 1  # Pillow rounds to whole numbers
+    assert grey.dtype == np.uint8
+    np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(image).convert("L")))
+    np.testing.assert_array_equal(rgb_to_grey(image[::-1, ::-1]), grey[::-1, ::-1])
+
+
+def test_brightness_of_floats_is_not_rounded():
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    grey = rgb_to_grey(image / np.float64(255))
+    assert (grey.shape, grey.dtype) == ((20, 20, 1), np.float32)
+    np.testing.assert_allclose(
+        grey[..., 0] * 255, np.asarray(Image.fromarray(image).convert("L")), atol=0.501
+    )
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 1000))

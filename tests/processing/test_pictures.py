@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -301,6 +302,14 @@ def test_the_limit_is_on_pixels_and_may_be_moved():
     assert "truncated or damaged" in refusal(png_header(9_500, 9_500), 10**9)
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_a_limit_beyond_pillows_own_is_pillows_for_some_formats(kind, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert refusal(encoded(RGB, kind)).startswith(
+        f"{kind} has Pillow's own limit besides, PIL.Image.MAX_IMAGE_PIXELS: Image size (960 "
+    )
+
+
 def test_a_pillow_image_is_measured_before_it_is_loaded():
     data = encoded(RGB)[:60]  # the header is whole, the pixels are not
     assert "at most 10 pixels" in refusal(Image.open(io.BytesIO(data)), 10)
@@ -452,6 +461,37 @@ def test_a_prefix_shorter_than_a_plugin_looks_at_is_no_image(monkeypatch):
     factory, _ = Image.OPEN["PPM"]
     monkeypatch.setitem(Image.OPEN, "PPM", (factory, lambda prefix: prefix[1] == 54))
     assert refusal(b"P").endswith("got bytes that begin with b'P'")
+
+
+def test_orientation_is_read_by_one_thread_at_a_time(monkeypatch):
+    """Pillow takes EXIF data for read from the moment that somebody begins to read it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(encoded(np.zeros((8, 9, 3), np.uint8), exif=exif)))
+    inside: list[int] = []
+    most: list[int] = []
+    getexif = Image.Image.getexif
+
+    def slowly(self):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)  # for another to come in, if it may
+        found = getexif(self)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(Image.Image, "getexif", slowly)
+    shapes: list[tuple[int, ...]] = []
+    threads = [
+        threading.Thread(target=lambda: shapes.append(from_pillow(image, MAX_PIXELS).shape))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shapes == [(9, 8, 3)] * 3
+    assert set(most) == {1}
 
 
 def test_one_unloaded_image_may_be_read_by_many_threads():

@@ -42,6 +42,11 @@ def test_softmax_agrees_with_its_definition(logits):
         assert got == pytest.approx([power / sum(powers) for power in powers], rel=1e-4, abs=1e-30)
 
 
+def test_softmax_of_logits_as_far_apart_as_can_be_warns_of_nothing():
+    largest = float(np.finfo(np.float32).max)
+    assert softmax(np.array([[largest, -largest]], np.float32)).tolist() == [[1, 0]]
+
+
 @given(MATRICES)
 def test_softmax_adds_up_to_one_and_leaves_its_argument_alone(logits):
     before = logits.copy()
@@ -202,3 +207,19 @@ def test_similarity_to_a_zero_vector_is_zero_and_to_nan_is_nan():
 def test_what_is_no_vectors_is_refused(a, b, message):
     with pytest.raises(InvalidInputError, match=f"^similarity: {message}"):
         similarity(a, b)
+
+
+class Elsewhere:
+    """An array of another library that numpy cannot have: on a GPU, or with a gradient."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array__(self, dtype=None, copy=None):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TypeError("use .get()"), RuntimeError("use .detach()")])
+def test_vectors_that_numpy_cannot_read_are_refused_with_their_librarys_advice(error):
+    with pytest.raises(InvalidInputError, match=r"similarity: b is no array: use \.\w+\(\)"):
+        similarity([1, 0], Elsewhere(error))

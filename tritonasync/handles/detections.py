@@ -137,10 +137,15 @@ class Detections(Sequence[Detection]):
                 image.
 
         Raises:
-            InvalidInputError: It is no image, or of another size, or ``margin`` is below 0.
+            InvalidInputError: It is no image, or of another size, or ``margin`` is no
+                number from 0 on.
             MissingExtraError: It is to be decoded, and Pillow is not installed.
         """
-        if not 0 <= margin < math.inf:
+        try:
+            possible = 0 <= margin < math.inf
+        except TypeError:
+            possible = False
+        if not possible:
             raise InvalidInputError(f"margin is 0 or more, not {margin!r}")
         pixels = pixels_of(image, self.height, self.width)
         return [cut(pixels, one.box, margin) for one in self]

@@ -170,9 +170,10 @@ class Detector(TypedHandle[list[Detections], Placed], Mappable[ImageLike, Detect
     # --- before ---
 
     def _canvas(self, binding: Binding) -> Canvas:
-        if self._fit is None or self._fit[0] is not binding:
-            self._fit = binding, canvas_of(binding, self._rules)
-        return self._fit[1]
+        fit = self._fit  # worker threads of other calls may put theirs meanwhile
+        if fit is None or fit[0] is not binding:
+            fit = self._fit = binding, canvas_of(binding, self._rules)
+        return fit[1]
 
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_some(signature, self._input_name, self._outputs)

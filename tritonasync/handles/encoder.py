@@ -7,7 +7,7 @@ made of many. Refuses to know: which inputs take tokens (``tokens`` does), how r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import Final, Literal, TypeAlias, Unpack, cast, get_args
 
@@ -228,8 +228,11 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
             return await super()._run(value, timeout_s, item=item)
         deadline = self._deadline(timeout_s)
         if self._plug is not None:
-            preprocess = partial(self._plug.given, self._plug.items(value, item=item))
-            value = await in_worker(preprocess, deadline=deadline, model=self._name)
+            items = self._plug.items(value, item=item)
+            made = partial(self._plug.given, items)
+            value = await in_worker(made, deadline=deadline, model=self._name)
+            if isinstance(value, Sized):
+                self._check_count(self._plug, len(value), len(items))
             item = False
         return await self._run_texts(self._texts, value, deadline, item=item)
 
@@ -321,7 +324,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
     ) -> tuple[list[str], list[Tokens]]:
         def work() -> tuple[list[str], list[Tokens]]:
             texts = text_list(value, self._name, item=item)
-            return texts, tokenizer.tokens(texts)
+            return texts, tokenizer.tokens(texts, deadline, self._name)
 
         if texts_nbytes(value) * _NBYTES_A_CHARACTER < LONG_NBYTES:
             return work()

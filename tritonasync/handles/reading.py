@@ -6,6 +6,7 @@ Refuses to know: how images came into the model's input, but for where they lie 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
@@ -172,15 +173,16 @@ class Reading:
         """Return who reads outputs of these shapes; chosen anew only when something differs."""
         labels = self._labels.names
         key = (binding, outputs, labels, size)
-        if self._last is None or self._last[0] != key:
+        last = self._last  # worker threads of other calls may put theirs meanwhile
+        if last is None or last[0] != key:
             known = Known(
                 labels=None if labels is None else len(labels),
                 size=size,
                 batched=binding.batched,
                 roles=self._roles,
             )
-            self._last = key, choose(choice, outputs, known, model=self._model)
-        return self._last[1]
+            last = self._last = key, choose(choice, outputs, known, model=self._model)
+        return last[1]
 
     def _settled(self, reader: Reader | None) -> Selection:
         """Return what is to be left, with what goes by the decoder filled in."""
@@ -270,6 +272,8 @@ def output_names(subject: str, outputs: OutputChoice) -> tuple[str, ...] | None:
 
 def _check_options(subject: str, decode: object, selection: Selection) -> None:
     faults = faults_of(selection)
+    if inspect.iscoroutinefunction(decode):
+        faults.insert(0, "decode is a plain function, not an async one: it runs in worker threads")
     if not callable(decode) and decode not in CHOICES:
         names = ", ".join(f'"{name}"' for name in CHOICES)
         faults.insert(0, f"decode is {names} or a function, not {decode!r}")

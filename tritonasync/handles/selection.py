@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from operator import index
 from typing import Final, Literal, TypeAlias, cast
 
 import numpy as np
@@ -86,13 +87,26 @@ class Selection:
         return limits
 
 
-def check_thresholds(selection: Selection, labels: tuple[str, ...] | None, subject: str) -> None:
+def check_thresholds(selection: Selection, labels: tuple[str, ...], subject: str) -> None:
     """Refuse thresholds for classes that there are none of.
 
+    Args:
+        selection: The thresholds.
+        labels: The names of all classes.
+        subject: Whose they are, for messages.
+
     Raises:
-        ConfigurationError: A threshold is for a name that is none of the labels.
+        ConfigurationError: A threshold is for a name that is none of the labels, or a number that
+            none of them has.
     """
-    selection.limits(np.zeros(0, np.int64), labels, subject)
+    if not isinstance(selection.score, Mapping):
+        return
+    for name in selection.score:
+        if name != OTHERS and not 0 <= _number(name, labels, subject) < len(labels):
+            raise ConfigurationError(
+                f"{subject}: score_threshold is given for class {name}, but there are "
+                f"{len(labels)} labels, for classes from 0 on"
+            )
 
 
 def _number(name: str | int, labels: tuple[str, ...] | None, subject: str) -> int:
@@ -139,7 +153,14 @@ def detected(
     keep &= np.isfinite(scores)
     boxes, scores, class_ids = boxes[keep], scores[keep], class_ids[keep]
     boxes = np.clip(boxes, -_FAR, _FAR)
-    boxes, (height, width) = _in_image(boxes, found, place, canvas)
+    given = _image_size(found, subject)
+    if given is not None:
+        place, canvas = None, given
+    assert canvas is not None  # noqa: S101 - the caller has seen to it
+    boxes, (height, width) = _in_image(boxes, place, canvas, normalized=found.normalized)
+    seen = clip(boxes, height, width)
+    inside = (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1])  # others take nobody's place
+    boxes, seen, scores, class_ids = boxes[inside], seen[inside], scores[inside], class_ids[inside]
     best = suppress(
         boxes,
         scores,
@@ -147,45 +168,57 @@ def detected(
         iou_threshold=np.inf if selection.iou is None else cast("float", selection.iou),
         limit=selection.max_detections,
     )
-    boxes = clip(boxes[best], height, width)
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    class_ids = class_ids[best][inside]
-    return Detections(
-        boxes[inside],
-        scores[best][inside],
-        class_ids,
-        naming(class_ids),
-        height=height,
-        width=width,
-    )
+    names = naming(class_ids[best])
+    return Detections(seen[best], scores[best], class_ids[best], names, height=height, width=width)
 
 
 def _arrays(found: Candidates, subject: str) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
-    with np.errstate(over="ignore"):
-        boxes = np.asarray(found.boxes, np.float32)
-        scores = np.asarray(found.scores, np.float32)
-    class_ids = whole(np.asarray(found.class_ids))
+    expected = f"{subject}: expected candidates with boxes [K, 4], scores [K] and class_ids [K]"
+    try:
+        with np.errstate(over="ignore"):
+            boxes = np.asarray(found.boxes, np.float32)
+            scores = np.asarray(found.scores, np.float32)
+        class_ids = whole(np.asarray(found.class_ids))
+    except (TypeError, ValueError, RuntimeError) as error:  # also of the library that they are of
+        raise ConfigurationError(f"{expected}, of numbers: {error}") from error
     if boxes.size == 0:
         boxes = boxes.reshape(-1, 4)
-    if boxes.shape != (len(scores), 4) or scores.shape != class_ids.shape or scores.ndim != 1:
+    if scores.ndim != 1 or class_ids.shape != scores.shape or boxes.shape != (*scores.shape, 4):
         raise ConfigurationError(
-            f"{subject}: expected candidates with boxes [K, 4], scores [K] and class_ids [K], got "
-            f"{list(boxes.shape)}, {list(scores.shape)} and {list(class_ids.shape)}"
+            f"{expected}, got {list(boxes.shape)}, {list(scores.shape)} and {list(class_ids.shape)}"
         )
     return boxes, scores, class_ids
 
 
+def _image_size(found: Candidates, subject: str) -> tuple[int, int] | None:
+    """Return the size that candidates say their image has, if they do.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if found.image_size is None:
+        return None
+    try:
+        height, width = map(index, found.image_size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ConfigurationError(
+            f"{subject}: expected candidates with image_size=(height, width) in pixels, got "
+            f"{found.image_size!r}"
+        )
+    return height, width
+
+
 def _in_image(
-    boxes: Floats, found: Candidates, place: Placement | None, canvas: tuple[int, int] | None
+    boxes: Floats, place: Placement | None, canvas: tuple[int, int], *, normalized: bool
 ) -> tuple[Floats, tuple[int, int]]:
     """Return boxes in pixels of the image, and the image's height and width."""
-    size = found.image_size or canvas
-    assert size is not None  # noqa: S101 - the caller has seen to it
-    if found.normalized:
-        height, width = size
+    if normalized:
+        height, width = canvas
         boxes = boxes * np.array([width, height, width, height], np.float32)
-    if found.image_size is not None or place is None:
-        return boxes, size
+    if place is None:
+        return boxes, canvas
     return place.to_image(boxes), (place.image_height, place.image_width)
 
 
@@ -201,7 +234,8 @@ def faults_of(selection: Selection) -> list[str]:
             if isinstance(selection.score, Mapping)
             else _is_share(selection.score)
         ),
-        'iou_threshold is a number from 0 to 1, None, or "auto"': selection.iou in (None, "auto")
+        'iou_threshold is a number from 0 to 1, None, or "auto"': selection.iou is None
+        or _is_auto(selection.iou)
         or _is_share(selection.iou),
         "max_detections is 1 or more": _is_count(selection.max_detections, 1),
         "class_offset is a whole number from 0 on, or None": selection.class_offset is None
@@ -215,8 +249,12 @@ def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and int(value) >= least
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def _is_share(value: object) -> bool:

@@ -36,6 +36,11 @@ _NBYTES_A_TOKEN = 80
 """Of work, as if so many bytes were written: a token is a Python int before it is in an array."""
 
 
+_MAX_REMEMBERED = 32
+"""Models with their tokenizers. Each keeps its tokenizer alive, of which one for many languages
+takes 100 MB, and some users make one for every call."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """How a handle tokenises texts, as the user says it.
@@ -242,7 +247,7 @@ def _dtype(tensor: TensorSpec) -> np.dtype[np.generic]:
     return numpy_dtype(tensor.datatype)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_MAX_REMEMBERED)
 def text_rows(
     inputs: TokenInputs,
     tokenizer: TextTokenizer,
@@ -272,6 +277,8 @@ def text_rows(
             "texts cannot be filled up to one length: the model has no input for a mask, and the "
             "tokenizer no padding token; leave out buckets, if they are given",
         )
+    if filled and limit is None and buckets is None:
+        limit, source = buckets_up_to(None)[-1], "the last of the usual buckets"
     padding = None
     if filled and inputs.length is None:
         padding = _padding(inputs, tokenizer, limit, buckets)

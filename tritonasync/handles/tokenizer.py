@@ -41,6 +41,12 @@ _USUAL_PADS: Final = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 _ABSURD: Final = 1 << 20
 """transformers writes 1e30 for the length of a model that it does not know."""
 
+_AT_A_TIME: Final = 512
+"""Texts between two looks at the clock: some 10 ms, if they are of a hundred words each."""
+
+_LONG_PATH: Final = 120
+"""Characters of a path that a message has: what is longer is the content of a file by mistake."""
+
 _MAX_COPIES: Final = 16
 """Tokenizers given as objects that are remembered; each is kept alive meanwhile."""
 
@@ -78,11 +84,20 @@ class TextTokenizer:
     cut_from: Literal["left", "right"]
     specials: int
 
-    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of each text, special ones added."""
+    def tokens(self, texts: Sequence[str], deadline: Deadline, model: str) -> list[Tokens]:
+        """Return the tokens of each text, special ones added.
+
+        Raises:
+            DeadlineExceededError: ``deadline`` passed when some were done, stage ``"encode"``.
+        """
         encode = getattr(self.tokenizer, "encode_batch_fast", self.tokenizer.encode_batch)
-        encodings = cast("list[Encoding]", encode(texts))
-        return [_tokens(encoding) for encoding in encodings]
+        found: list[Tokens] = []
+        for start in range(0, len(texts), _AT_A_TIME):
+            if start:
+                deadline.check("encode", model=model)
+            encodings = cast("list[Encoding]", encode(texts[start : start + _AT_A_TIME]))
+            found += [_tokens(encoding) for encoding in encodings]
+        return found
 
     def cut(self, text: str, length: int) -> Tokens:
         """Return at most so many tokens of a text, special ones added and counted."""
@@ -104,6 +119,8 @@ def check_source(source: object, model: str) -> None:
     Raises:
         ConfigurationError: It is neither.
     """
+    if source == "":  # which is the current folder for the file system
+        raise ConfigurationError(f"model {model!r}: tokenizer is an empty path", model=model)
     if isinstance(source, (str, os.PathLike)) or _is_tokenizer(source):
         return
     kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
@@ -210,6 +227,18 @@ def _copied(tokenizer: Tokenizer, model: str) -> TextTokenizer:
 
 
 def _read(path: Path, model: str) -> TextTokenizer:
+    try:
+        return _read_from(path, model)
+    except OSError as error:
+        shown = str(path) if len(str(path)) < _LONG_PATH else f"{str(path)[:_LONG_PATH]}…"
+        raise ConfigurationError(
+            f"model {model!r}: tokenizer {shown!r} cannot be read: {error.strerror}; give the path "
+            "of a tokenizer.json or of a folder with one",
+            model=model,
+        ) from error
+
+
+def _read_from(path: Path, model: str) -> TextTokenizer:
     folder = path.is_dir()
     file = path / _FILE if folder else path
     tokenizer = _tokenizer_in(file, model)
@@ -249,6 +278,8 @@ def _tokenizer_in(file: Path, model: str) -> Tokenizer:
 
 
 def _found(file: Path) -> str:
+    if file.is_dir():
+        return "a folder"
     folder = file.parent
     if not folder.is_dir():
         return "no such file, nor its folder"

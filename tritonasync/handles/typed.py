@@ -14,6 +14,7 @@ from functools import partial
 from typing import Generic, TypeVar, cast
 
 from tritonasync.core.deadline import NEVER, Deadline
+from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.offload import LONG_NBYTES, in_worker, reply_nbytes
 from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ModelCatalog
@@ -143,9 +144,10 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
         return await in_worker(read, deadline=NEVER, model=self._name)
 
     def _binding(self, signature: Signature) -> Binding:
-        if self._bound is None or self._bound[0] is not signature:
-            self._bound = signature, self._bind(signature)
-        return self._bound[1]
+        bound = self._bound  # read once: worker threads bind as well
+        if bound is None or bound[0] is not signature:
+            bound = self._bound = signature, self._bind(signature)
+        return bound[1]
 
     # --- a call by an architecture of the user's ---
 
@@ -158,6 +160,7 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
             elif plug.postprocess is None:
                 given = plug.alone(plug.given(items), self._binding(signature))
                 fed = self._fed(signature, given, deadline, item=False)
+                self._check_count(plug, fed.feed.rows, len(items))
             else:
                 fed = self._plugged(plug, items, signature)
             rows, names = fed.binding.call_rows(fed.feed.rows), fed.binding.output_names
@@ -188,6 +191,14 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
         """Feed the model as without an architecture."""
         binding = self._binding(signature)
         return _Plugged(binding, self._feed(binding, value, item=item, deadline=deadline))
+
+    def _check_count(self, plug: Plug, made: int, items: int) -> None:
+        if made != items:
+            raise ConfigurationError(
+                f"model {self._name!r}: expected the preprocess of {plug.subject} to give as many "
+                f"rows as items, {items}, got {made}",
+                model=self._name,
+            )
 
     def _plugged(self, plug: Plug, items: Sequence[object], signature: Signature) -> _Plugged[_C]:
         """Feed the model with what an architecture made."""

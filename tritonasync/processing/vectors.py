@@ -29,7 +29,7 @@ def softmax(logits: Vectors) -> Vectors:
 
     A vector with ``+inf``, or with nothing but ``-inf``, has no answer and becomes NaN.
     """
-    with np.errstate(invalid="ignore", under="ignore"):  # inf - inf, and 0 / 0 after it
+    with np.errstate(invalid="ignore", under="ignore", over="ignore"):  # inf - inf, 0 / 0 after it
         peak = logits.max(axis=-1, keepdims=True, initial=-np.inf)
         powers: Vectors = np.exp(logits - peak)
         powers /= powers.sum(axis=-1, keepdims=True)
@@ -129,7 +129,7 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> Vectors:
 def _vectors_of(value: npt.ArrayLike, name: str) -> Vectors:
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # of another library, with its advice
         raise InvalidInputError(f"similarity: {name} is no array: {error}") from error
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
         raise InvalidInputError(

@@ -94,7 +94,7 @@ class EmbeddedTriton:
         log_path: StrPath | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._process: ServerProcess | None = None  # first: __del__ reads it
+        self._process: ServerProcess | None = None
         paths = [repository] if isinstance(repository, str | os.PathLike) else list(repository)
         self._options = ServerOptions(
             repositories=tuple(Path(path).absolute() for path in paths),
@@ -229,7 +229,7 @@ class EmbeddedTriton:
         await self._stop_shielded()
 
     def __del__(self) -> None:
-        process = self._process
+        process: ServerProcess | None = getattr(self, "_process", None)  # a wrong keyword, say
         if process is None or process.owner != os.getpid():
             return
         warnings.warn(f"{self!r} was never stopped", ResourceWarning, source=self, stacklevel=1)

@@ -42,7 +42,7 @@ floating-point ones as float32."""
 
 def whole(numbers: Array) -> npt.NDArray[np.int64]:
     """Return class or image numbers as int64; NaN is -1, which is no class."""
-    if numbers.dtype.kind in "iu":
+    if numbers.dtype.kind in "iub":
         return numbers.astype(np.int64)
     kept = np.nan_to_num(np.rint(numbers), nan=-1, posinf=-1, neginf=-1)
     bounded: npt.NDArray[np.int64] = np.clip(kept, -1, 1 << 24).astype(np.int64)

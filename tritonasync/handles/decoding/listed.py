@@ -5,10 +5,11 @@ coding, only the first ``num_detections`` rows are valid); TensorFlow's object d
 (``detection_boxes [N, M, 4]`` as ymin, xmin, ymax, xmax from 0 to 1, ``detection_classes`` by the
 label map, whose numbers begin with 1, floats in many exports, ``num_detections [N]``).
 
-The plugin and TensorFlow use much the same names, and NVIDIA's own EfficientDet even has the
-plugin's outputs in TensorFlow's coordinates. By themselves, outputs called ``detection_boxes`` are
-taken for TensorFlow's, those called ``det_boxes``, ``nmsed_boxes``, ``bboxes`` or ``boxes`` for the
-plugin's.
+The README calls the plugin's outputs as TensorFlow does, exporters of YOLO call them otherwise, and
+NVIDIA's own EfficientDet even has the plugin's outputs in TensorFlow's coordinates. By themselves,
+outputs called ``det_boxes``, ``nmsed_boxes``, ``bboxes`` or ``boxes`` are taken for the plugin's,
+those called ``detection_boxes`` for TensorFlow's, whose classes and count are floats; if these are
+integers, as the plugin's are, they may be of either.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ def _fit_plugin(outputs: Sequence[TensorSpec], known: Known) -> Roles | Misfit:
     found = _assigned(outputs, known)
     if isinstance(found, Misfit) or known.asked or known.roles:
         return found
-    if plain(found["boxes"]) == "detection_boxes":
-        return Misfit("an output named 'detection_boxes' is taken for TensorFlow's")
     if "count" not in found:
         return Misfit("no output is the count [N, 1]")
+    types = {tensor.name: tensor.datatype for tensor in outputs}
+    counted = _is_whole(types[found["classes"]]) and _is_whole(types[found["count"]])
+    if plain(found["boxes"]) == "detection_boxes" and not counted:
+        return Misfit("an output named 'detection_boxes' is taken for TensorFlow's")
     return found
 
 
@@ -84,7 +87,7 @@ def _complete(roles: dict[str, str], outputs: Sequence[TensorSpec], count: int) 
     """Add what name did not tell: classes are integers; a count is one number an image."""
     rest = [tensor for tensor in outputs if tensor.name not in roles.values()]
     lists = [t for t in rest if len(t.shape) == 2 and same(t.shape[1], count)]
-    whole_lists = [t for t in lists if t.datatype.startswith(("INT", "UINT"))]
+    whole_lists = [t for t in lists if _is_whole(t.datatype)]
     if "classes" not in roles and len(whole_lists) == 1 and count != 1:
         roles["classes"] = whole_lists[0].name
     lists = [tensor for tensor in lists if tensor.name not in roles.values()]
@@ -95,6 +98,10 @@ def _complete(roles: dict[str, str], outputs: Sequence[TensorSpec], count: int) 
     counts = [t for t in rest if t.shape[1:] in ((), (1,)) and t.name not in roles.values()]
     if "count" not in roles and len(counts) == 1:
         roles["count"] = counts[0].name
+
+
+def _is_whole(datatype: str) -> bool:
+    return datatype.startswith(("INT", "UINT"))
 
 
 def _checked(roles: Roles, shapes: Mapping[str, tuple[int, ...]]) -> Roles | Misfit:

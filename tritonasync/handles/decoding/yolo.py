@@ -39,12 +39,16 @@ _STRIDES: Final = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
 """Pixels of a cell in the grids of YOLO's heads: the usual three, P6 models, tiny ones, P2 ones."""
 
 
+_MOST_SCORE: Final = 2.0
+"""Scores end at 1, but for rounding, of which a model in 8 bits may have much."""
+
+
 # --- raw anchors: YOLOv5 (also v6 and v7), YOLOv8 (also 9, 11, 12) ---
 
 
 def _fit_v5(outputs: Sequence[TensorSpec], known: Known) -> Roles | Misfit:
-    if not known.asked and has_boxes_apart(outputs):
-        return Misfit("boxes have an output of their own")
+    if not known.asked and (other := _of_another_kind(outputs)):
+        return other
     found = [t for t in outputs if len(t.shape) == 3 and t.shape[2] > 5 and _are_anchors(t, known)]
     result = only(found, "[N, A, 5 + C]" + ("" if known.asked else " with A above 5 + C"))
     if known.asked or isinstance(result, Misfit):
@@ -53,13 +57,23 @@ def _fit_v5(outputs: Sequence[TensorSpec], known: Known) -> Roles | Misfit:
 
 
 def _fit_v8(outputs: Sequence[TensorSpec], known: Known) -> Roles | Misfit:
-    if not known.asked and has_boxes_apart(outputs):
-        return Misfit("boxes have an output of their own")
+    if not known.asked and (other := _of_another_kind(outputs)):
+        return other
     found = [t for t in outputs if len(t.shape) == 3 and _is_v8(t, known)]
     result = only(found, "[N, 4 + C, A] or [N, A, 4 + C]" + ("" if known.asked else ", A the more"))
     if known.asked or isinstance(result, Misfit) or not _is_transposed(found[0].shape):
         return result
     return _told_apart(found[0], known, "yolov8") or result
+
+
+def _of_another_kind(outputs: Sequence[TensorSpec]) -> Misfit | None:
+    """Return why an output of rows is no more than a part of what is found, if it shows."""
+    if has_boxes_apart(outputs):
+        return Misfit("boxes have an output of their own")
+    masks = [tensor.name for tensor in outputs if len(tensor.shape) == 4]
+    if masks:
+        return Misfit(f"{masks[0]!r} is for masks, whose numbers are behind the class scores")
+    return None
 
 
 def _is_v8(tensor: TensorSpec, known: Known) -> bool:
@@ -126,6 +140,7 @@ def _v5(anchors: Floats, floor: float) -> Candidates:
     scores = likely[:, 5:] * likely[:, 4:5]
     class_ids = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), class_ids]
+    _check_scores(best)
     keep = best > floor
     return Candidates(cxcywh_to_xyxy(likely[keep, :4]), best[keep], class_ids[keep])
 
@@ -145,7 +160,22 @@ def _v8(image: Floats, floor: float) -> Candidates:
     likely = scores[:, keep]
     class_ids = likely.argmax(axis=0)
     best = likely[class_ids, np.arange(len(keep))]
+    _check_scores(best)
     return Candidates(cxcywh_to_xyxy(image[:4, keep].T), best, class_ids)
+
+
+def _check_scores(scores: Floats) -> None:
+    """Refuse what cannot be class scores, such as the places of joints that a pose model gives.
+
+    Raises:
+        Contradiction: One is far above 1.
+    """
+    most = scores[np.isfinite(scores)].max(initial=0)
+    if most > _MOST_SCORE:
+        raise Contradiction(
+            f"expected class scores from 0 to 1, got {most:g}; outputs that have other numbers "
+            "behind the class scores, or scores without sigmoid, need a function as decode=…"
+        )
 
 
 def _classes_v5(shapes: Mapping[str, tuple[int, ...]]) -> int:
