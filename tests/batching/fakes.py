@@ -223,7 +223,7 @@ async def with_lane(stack: Stack, **options) -> ModelHandle:
     """A handle that has found its short way, by a first item."""
     model = stack.model(**options)
     await told(model.one(A=np.zeros(1, np.int64)))
-    assert model._lanes
+    assert model._lanes.ways
     stack.stage.calls.clear()
     stack.stage.came.clear()
     return model

@@ -90,4 +90,4 @@ async def test_a_handle_says_so_on_every_way(batching):
             await told(handle.one(A=item), handle.one(A=item))  # and together
             await told(handle.one(A=item, timeout_s=7, priority=1))
             assert {sent.idempotent for sent in stack.stage.calls} == {expected}
-            assert bool(handle._lanes) is batching
+            assert bool(handle._lanes.ways) is batching

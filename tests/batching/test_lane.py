@@ -128,7 +128,7 @@ async def test_two_inputs_of_an_item_stay_together():
         return {"A": np.array([number * 100]), "B": b}
 
     await told(model.one(pair(0)))
-    assert model._lanes
+    assert model._lanes.ways
     backwards = dict(reversed(pair(4).items()))
     wrong = {**pair(5), "B": np.zeros(3, np.float32)}
     arrays = [pair(1), pair(2), {"A": pair(3)["A"]}, backwards, wrong, pair(6)]
@@ -190,7 +190,7 @@ async def test_an_item_with_options_is_sent_with_them(options):
 async def test_models_with_strings_or_free_axes_have_no_trap_on_the_short_way():
     text = Stack(Stage(), catalog=Catalog(spec(inputs=(TEXT,)))).model()
     results = await told(*[text.one(TEXT=np.array([word], object)) for word in ("a", "b")])
-    assert not text._lanes
+    assert not text._lanes.ways
     assert len(results) == 2
     free = Stack(Stage(), limited(4), Catalog(spec(inputs=(FREE,)))).model()
     sizes = [1, 2, 1, 3, 2]

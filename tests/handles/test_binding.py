@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.handles.fakes import spec
-from tritonasync.core.errors import ConfigurationError
-from tritonasync.core.values import TensorSpec
+from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
+from tritonasync.core.values import Reply, TensorSpec
 from tritonasync.handles.binding import Kind, bind_one, bind_some, bind_tensors, named
 from tritonasync.handles.signature import signature_of
 
@@ -104,7 +105,7 @@ def test_wrong_names_are_refused_with_the_candidates(names, reason):
 
 def test_some_outputs_are_bound_in_the_order_given_or_all():
     assert bind_some(signature(), None, ("C", "A")).output_names == ("C", "A")
-    assert bind_some(signature(), None, None).output_names == ("A", "B", "C")
+    assert bind_some(signature(), None, None).output_names == ()  # all
     with pytest.raises(ConfigurationError, match="has no output 'Z'"):
         bind_some(signature(), None, ("A", "Z"))
 
@@ -122,11 +123,40 @@ def test_several_inputs_may_be_bound():
     assert ([tensor.name for tensor in tensors], rows) == (["X", "HINT"], 1)
 
 
-def test_no_axis_for_a_batch_is_refused():
-    fixed = signature(
-        inputs=[("X", "FP32", (4, 4))], outputs=[("A", "FP32", (4,))], max_batch_size=0
+def fixed():
+    return signature(
+        inputs=[("X", "FP32", (4, 4))], outputs=[("A", "FP32", (9,))], max_batch_size=0
     )
+
+
+def test_no_axis_for_a_batch_is_refused_where_several_outputs_are_read():
     with pytest.raises(
         ConfigurationError, match=r"has no axis for a batch.*'X' FP32 \[4, 4\]; 'A'"
     ):
-        bind_one(fixed, None, None)
+        bind_some(fixed(), None, None)
+
+
+def test_a_model_without_an_axis_for_a_batch_takes_one_item():
+    binding = bind_one(fixed(), None, None, fits_output=WIDE)
+    assert binding.output.shape[1:] == (9,)
+    square = np.arange(16, dtype=np.float32).reshape(4, 4)
+    for value, item in ((square, True), (square[None], False), (square.tolist(), True)):
+        (tensor,), rows = binding.tensors(value, item=item)
+        assert (tensor.shape, rows, binding.call_rows(rows)) == ((4, 4), 1, 0)
+        np.testing.assert_array_equal(tensor.parts[0], square)
+    nine = np.arange(9, dtype=np.float32)
+    read = binding.floats(Reply("net", "1", {"A": nine}), binding.output, 1)
+    np.testing.assert_array_equal(read, nine[None])
+    with pytest.raises(InvalidInputError, match=r"'X': expected one item a call, .* got 2; make"):
+        binding.tensors(np.zeros((2, 4, 4), np.float32), item=False)
+    with pytest.raises(ProtocolError, match="expected 1 rows, got no such output"):
+        binding.floats(Reply("net", "1", {}), binding.output, 1)
+
+
+def test_the_output_of_such_a_model_is_found_by_its_kind():
+    given = signature(
+        inputs=[("X", "FP32", (4, 4))],
+        outputs=[("A", "FP32", (1, 9)), ("B", "FP32", (9,))],
+        max_batch_size=0,
+    )
+    assert bind_one(given, None, None, fits_output=WIDE).output.name == "B"

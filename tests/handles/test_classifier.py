@@ -50,7 +50,9 @@ async def test_one_item_gives_one_classification():
 
 
 async def test_only_the_output_that_is_read_is_asked_for():
-    served = spec([("X", "FP32", (-1, 4))], [("LOGITS", "FP32", (-1, 4)), ("WHY", "BYTES", (-1, 1))])
+    served = spec(
+        [("X", "FP32", (-1, 4))], [("LOGITS", "FP32", (-1, 4)), ("WHY", "BYTES", (-1, 1))]
+    )
     handle = classifier(served)
     await handle(LOGITS)
     assert handle.sent[0].outputs == ("LOGITS",)
@@ -274,12 +276,14 @@ async def test_a_first_axis_of_length_one_takes_one_row():
         await handle(LOGITS)
 
 
-async def test_no_axis_for_a_batch_is_an_error():
-    served = spec([("X", "FP32", (4, 4))], [("LOGITS", "FP32", (4,))], max_batch_size=0)
-    with pytest.raises(
-        ConfigurationError, match=r"no axis for a batch.*'X' FP32 \[4, 4\]; 'LOGITS'"
-    ):
-        await classifier(served)(np.zeros((4, 4), np.float32))
+async def test_a_model_without_an_axis_for_a_batch_takes_one_item():
+    served = spec([("X", "FP32", (4,))], [("LOGITS", "FP32", (4,))], max_batch_size=0)
+    handle = classifier(served)
+    assert (await handle.one(LOGITS[0])).index == 1
+    assert (await handle(LOGITS[:1])).scores.shape == (1, 4)
+    assert [call.inputs[0].shape for call in handle.sent] == [(4,), (4,)]
+    with pytest.raises(InvalidInputError, match=r"'X': expected one item a call.* got 2; make a"):
+        await handle(LOGITS)
 
 
 # --- answers that are none ---

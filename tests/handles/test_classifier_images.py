@@ -127,3 +127,12 @@ async def test_what_is_no_result_is_refused(made, got):
 async def test_an_architectures_scores_must_have_as_many_classes_as_labels():
     with pytest.raises(ConfigurationError, match="expected 4 labels, .* got 3"):
         await plugged(lambda outputs: outputs["LOGITS"], labels=list("abc"))(list(LOGITS))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+async def test_an_item_for_an_input_of_free_size_is_a_tensor(dtype):
+    """It looks like a batch of grey images as well; what it is is what it was given as."""
+    served = spec([("X", "FP32", (-1, -1, -1, 3))], [("Y", "FP32", (-1, 4))])
+    handle = classifier(served, lambda call: {"Y": np.eye(1, 4, dtype=np.float32)})
+    await handle.one(np.zeros((5, 7, 3), dtype))
+    assert handle.sent[0].inputs[0].shape == (1, 5, 7, 3)

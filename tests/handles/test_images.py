@@ -119,6 +119,7 @@ def test_a_size_may_be_one_number(size):
         ({"image_size": (1, 2, 3)}, "image_size is (height, width), each 1 or more, or one number"),
         ({"image_size": (64, 0)}, "for both, got (64, 0)"),
         ({"image_size": 0}, "for both, got 0"),
+        ({"image_size": True}, "for both, got True"),
         ({"image_size": 64.0}, "for both, got 64.0"),
         ({"image_size": "64"}, "for both, got '64'"),
         ({"scaling": "UNIT"}, 'scaling is "none", "unit", "symmetric", '),
@@ -296,6 +297,8 @@ def test_grey_becomes_rgb_and_rgb_grey():
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0] = 255
     tensor, _ = rendered([red], shape=(-1, 1, 32, 32))
+    np.testing.assert_array_equal(tensor, np.float32(76) / np.float32(255))  # as Pillow rounds it
+    tensor, _ = rendered([red / np.float32(255)], shape=(-1, 1, 32, 32))
     np.testing.assert_allclose(tensor, 0.299, rtol=1e-6)
 
 
@@ -319,6 +322,20 @@ def test_a_uint8_canvas_is_padded_in_grey_and_rounded():
     tensor, (place,) = rendered([image], datatype="UINT8", shape=(-1, 3, 8, 3), layout="NCHW")
     assert (tensor[:, :, : place.top] == PAD).all()
     assert tensor[0, 0, place.top].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("scaling", ["unit", "imagenet"])
+def test_bf16_has_the_same_bits_without_ml_dtypes(scaling, monkeypatch):
+    image = random_image(40, 50, 3)
+    expected, _ = rendered([image], datatype="BF16", scaling=scaling)
+    monkeypatch.setattr("tritonasync.handles.images.numpy_dtype", lambda _: np.dtype("<u2"))
+    tensor, _ = rendered([image], datatype="BF16", scaling=scaling)
+    assert tensor.dtype == np.uint16
+    np.testing.assert_array_equal(tensor, expected.view(np.uint16))
+    nan = np.full((32, 32, 3), np.nan, np.float32)
+    nan.view(np.uint32)[0] = 0x7FFFFFFF  # rounded up it would be a zero
+    tensor, _ = rendered([nan], datatype="BF16", scaling=scaling)
+    assert np.isnan(tensor.view(ml_dtypes.bfloat16)).all()
 
 
 @pytest.mark.parametrize(
@@ -366,12 +383,15 @@ def test_any_size_is_rendered_within_0_and_1_and_left_alone(image, resize, antia
     np.testing.assert_array_equal(image, before)
 
 
-@pytest.mark.parametrize("size", [(50, 70), (20, 25), (32, 90)])
-def test_stretched_and_smoothed_is_what_tritons_client_does(size):
-    image = random_image(*size, 3)
-    resized = Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
-    expected = np.asarray(resized).astype(np.float32) / 127.5 - 1
-    tensor, _ = rendered([image], default="stretch", scaling="inception")
+@pytest.mark.parametrize("size", [(50, 70), (20, 25), (32, 90), (32, 32)])
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
+@pytest.mark.parametrize("given", ["RGB", "L", "P", "CMYK"])
+def test_stretched_and_smoothed_is_what_tritons_client_does(size, channels, mode, given):
+    image = Image.fromarray(random_image(*size, 3)).convert(given)
+    resized = image.convert(mode).resize((32, 32), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized).astype(np.float32).reshape(32, 32, channels) / 127.5 - 1
+    shape = (-1, channels, 32, 32)
+    tensor, _ = rendered([image], shape=shape, default="stretch", scaling="inception")
     np.testing.assert_array_equal(by_rows(tensor[0]), expected)
 
 
@@ -445,6 +465,12 @@ def test_float_pixels_outside_0_and_1_are_refused(value, shown):
     )
     assert "got " in message
     assert shown in message
+
+
+def test_a_long_path_is_shortened_in_the_message():
+    with pytest.raises(InvalidInputError) as caught:
+        rendered(["x" * 100_000])
+    assert len(str(caught.value)) < 300
 
 
 def test_time_that_is_up_stops_the_work():
@@ -525,6 +551,7 @@ LAST = "; channels come last: image.permute(1, 2, 0) in torch, np.moveaxis(image
         (random_image(0, 8, 9, 3), "empty batch: expected at least one image, got none"),
         ([b"no image"], "image 0: expected PNG, JPEG, "),
         (["no.png"], "image 0, file 'no.png': cannot be read: No such file or directory"),
+        (["data:image/png;base64," + 5000 * "A"], "AAAA…': cannot be read: "),
         ([random_image(8, 9), encoded(random_image(8, 9))[:90]], "image 1: its PNG data (9 x 8 "),
     ],
 )
@@ -622,6 +649,11 @@ def test_what_is_given_can_be_looked_at_twice():
         assert held(value) is value
 
 
+def test_an_open_file_is_not_read_by_lines():
+    file = io.BytesIO(b"abc")
+    assert held(file) is file
+
+
 # --- images or tensors? ---
 
 
@@ -639,6 +671,7 @@ BYTES_IN = binding((-1, 32, 32, 3), "UINT8")
         (np.zeros((32, 32, 3), np.uint8), NHWC, True),  # as one of any other size
         (np.zeros((32, 32, 3), np.uint8), BYTES_IN, False),
         (np.zeros((33, 32, 3), np.uint8), BYTES_IN, True),
+        (np.zeros((32, 32, 3), np.float64), BYTES_IN, True),  # as one of any other size
         (np.zeros((40, 50, 3), np.uint8), OPEN, False),
         (np.zeros((40, 50), np.uint8), OPEN, True),
         (np.zeros((32, 32, 3), np.uint8), NCHW, True),
@@ -649,6 +682,9 @@ BYTES_IN = binding((-1, 32, 32, 3), "UINT8")
         (Image.new("RGB", (9, 8)), NCHW, True),
         (b"\x89PNG", NCHW, True),
         ("cat.png", NCHW, True),
+        (io.BytesIO(b"\x89PNG"), NCHW, True),  # refused with a hint
+        (memoryview(b"\x89PNG"), NCHW, True),  # refused
+        (memoryview(np.zeros((3, 32, 32), np.float32)), NCHW, False),
         ([[1, 2], [3, 4]], NCHW, False),
         (b"a text", TEXTS, False),
         ("a text", TEXTS, False),
@@ -722,3 +758,29 @@ def test_small_arrays_are_short_work_and_large_ones_long():
     assert to.work_nbytes(random_image(2, 28, 28)) < LONG_NBYTES
     assert to.work_nbytes([random_image(2160, 3840)]) >= LONG_NBYTES
     assert canvas((-1, 3, 640, 640)).work_nbytes([random_image(8, 8)]) >= LONG_NBYTES
+    assert to.work_nbytes([random_image(8, 8)] * 5) >= LONG_NBYTES
+    assert to.work_nbytes([]) < LONG_NBYTES
+
+
+def test_smoothing_is_work_by_the_pixels_that_it_reads():
+    image = random_image(400, 400, 3)
+    for options, long in (({"antialias": True}, True), ({"antialias": False}, False)):
+        to = canvas((-1, 3, 32, 32), **options)
+        assert (to.work_nbytes([image]) >= LONG_NBYTES) is long
+    assert canvas((-1, 1, 32, 32), antialias=False).work_nbytes([image]) >= LONG_NBYTES  # to grey
+
+
+@pytest.mark.parametrize("shape", [(480, 640, 3), (480, 640), (100_000, 32, 32, 3)])
+def test_an_array_is_looked_at_once_to_tell_the_work(shape, monkeypatch):
+    """Not row by row: hundreds of calls may begin in one turn of the event loop."""
+    looked: list[object] = []
+    monkeypatch.setattr("tritonasync.handles.canvas.is_array", looked.append)
+    one = np.broadcast_to(np.uint8(0), shape)
+    assert canvas(antialias=True).work_nbytes(one) >= LONG_NBYTES
+    assert not looked
+
+
+def test_one_array_is_as_much_work_as_a_list_of_it():
+    for shape in ((20, 30, 3), (20, 30)):
+        image = random_image(*shape)
+        assert canvas().work_nbytes(image) == canvas().work_nbytes([image])

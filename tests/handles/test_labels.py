@@ -111,6 +111,20 @@ async def test_a_model_without_a_batch_axis_of_its_own_is_asked_without_rows():
     assert catalog.questions[0].call.inputs[0].shape == (1, 4)
 
 
+async def test_a_model_without_an_axis_for_a_batch_is_asked_with_the_whole_item():
+    output = TensorSpec("SCORES", "FP32", (4,), label_filename="labels.txt")
+    handle, catalog = classifier(
+        spec([("X", "FP32", (4,))], [output], name="pets", max_batch_size=0)
+    )
+    assert (await handle.one(ROWS[0])).label == "bee"
+    (question,) = catalog.questions
+    assert (question.call.rows, question.classes) == (0, 4)
+    (given,) = question.call.inputs
+    assert given.shape == (4,)
+    np.testing.assert_array_equal(given.parts[0], ROWS[0])
+    assert given.parts[0].base is None  # a copy: the caller may change its own
+
+
 async def test_nobody_is_asked_where_there_is_no_label_file():
     handle, catalog = classifier(spec([("X", "FP32", (-1, 4))], [("SCORES", "FP32", (-1, 4))]))
     assert (await handle(ROWS)).labels == ("1", "0")

@@ -159,7 +159,9 @@ async def test_an_item_of_a_model_that_changed_has_the_signature_asked_for_again
     catalog = FakeCatalog(SERVED)
     handle, _, lanes = await opened(catalog=catalog)
     (task,) = await entered(handle, lanes.lanes[30.0], 1)
-    lanes.lanes[30.0].waiting[0].set_exception(InvalidRequestError("no such input", code="INVALID_ARGUMENT", details=""))
+    lanes.lanes[30.0].waiting[0].set_exception(
+        InvalidRequestError("no such input", code="INVALID_ARGUMENT", details="")
+    )
     with pytest.raises(InvalidRequestError):
         await task
     assert catalog.known("net", "") is None

@@ -92,5 +92,5 @@ async def test_items_take_the_short_way_again_after_a_reload_that_changed_nothin
     await pool.admin.load("ident", config=config())  # this pool's own: it forgets the signature
     for _ in range(3):
         await many(model, rows)
-    (lane,) = model._lanes.values()
+    (lane,) = model._lanes.ways.values()
     assert lane.valid

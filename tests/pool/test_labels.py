@@ -10,7 +10,11 @@ import pytest
 
 from tritonasync import Candidates, TritonPool
 from tritonasync.core.deadline import NEVER, Deadline
-from tritonasync.core.errors import ConfigurationError, DeadlineExceededError
+from tritonasync.core.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidInputError,
+)
 from tritonasync.core.values import Call, ClassQuestion, InputTensor
 from tritonasync.serving import EmbeddedTriton
 
@@ -138,6 +142,35 @@ async def test_another_folder_without_the_file_leaves_it_to_the_server(server, t
         assert (await pool.classifier("classify4")(ROWS)).labels == ("bee", "dog")
 
 
+async def test_a_model_without_an_axis_for_a_batch_is_named_and_takes_one_item(own):
+    scores = {"data_type": "TYPE_FP32", "dims": [4]}
+    config = {
+        "name": "classify4",
+        "backend": "python",
+        "max_batch_size": 0,
+        "input": [{"name": "INPUT0", **scores}],
+        "output": [{"name": "SCORES", **scores, "label_filename": "labels.txt"}],
+    }
+    repository, server = own
+    labels = repository / "classify4" / "labels.txt"
+    before = labels.read_bytes()
+    labels.write_bytes("\ufeffant\r\nbee\r\ncat\r\ndog".encode())
+    async with TritonPool(server.grpc_url) as pool:
+        try:
+            await pool.admin.load("classify4", config=json.dumps(config))
+            classifier = pool.classifier("classify4")
+            answers = await asyncio.gather(*[classifier.one(row) for row in ROWS])
+            assert [answer.label for answer in answers] == ["bee", "dog"]
+            assert answers[0].classes == ("ant", "bee", "cat", "dog")
+            assert (await classifier(ROWS[:1])).labels == ("bee",)
+            assert [answer.label async for answer in classifier.map(ROWS)] == ["bee", "dog"]
+            with pytest.raises(InvalidInputError, match="expected one item a call, .* got 2"):
+                await classifier(ROWS)
+        finally:
+            labels.write_bytes(before)
+            await pool.admin.load("classify4")
+
+
 # --- questions that must not be asked ---
 
 
@@ -156,7 +189,10 @@ async def test_a_server_is_never_asked_to_rank_strings(own):
 
 
 async def test_a_caller_whose_time_is_up_leaves_the_question_to_others(own):
-    async with TritonPool(own[1].grpc_url) as pool:
+    repository, server = own  # as other tests may have left them
+    (repository / "classify4" / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
+    async with TritonPool(server.grpc_url) as pool:
+        await pool.admin.load("classify4")
         spec = await pool.model("classify4").spec()
         tensor = InputTensor("INPUT0", "FP32", (1, 4), (ROWS[:1],))
         question = ClassQuestion(Call("classify4", "", (tensor,), 1), "SCORES", 4)

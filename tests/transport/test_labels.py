@@ -14,6 +14,7 @@ from tritonasync.core.errors import (
     InvalidRequestError,
     PoolClosedError,
     ProtocolError,
+    QueueFullError,
 )
 from tritonasync.core.values import Call, ClassQuestion, InputTensor, ModelSpec, TensorSpec
 from tritonasync.transport.catalog import Catalog
@@ -106,6 +107,38 @@ async def test_a_failure_means_no_names_until_they_are_forgotten(server, book, c
     server.error = None
     book.forget("pets")
     assert await book.names(SPEC, SCORES, QUESTION, NEVER) == NAMES
+
+
+async def test_what_may_pass_is_asked_again_after_a_while(server, caplog):
+    now = [100.0]
+    book = LabelBook(server.ask, clock=lambda: now[0])
+    server.error = QueueFullError("queue full", model="pets", code="UNAVAILABLE", details="")
+    for _ in range(3):
+        assert await book.names(SPEC, SCORES, QUESTION, NEVER) == ()
+    assert book.known("pets", "", "SCORES", asking=True) == ()
+    assert server.asked == 1  # not again for every call meanwhile
+    assert "queue full; asked again in 10 s at the earliest" in caplog.text
+    server.error = None
+    now[0] += 10
+    assert book.known("pets", "", "SCORES", asking=True) is None
+    assert await book.names(SPEC, SCORES, QUESTION, NEVER) == ()  # nobody waits for it
+    assert book.known("pets", "", "SCORES", asking=True) == ()
+    await settle()
+    assert await book.names(SPEC, SCORES, QUESTION, NEVER) == NAMES
+    now[0] += 10
+    assert book.known("pets", "", "SCORES", asking=True) == NAMES
+    assert server.asked == 2
+    await book.aclose()
+
+
+async def test_what_failed_for_good_is_not_asked_again(server):
+    now = [100.0]
+    book = LabelBook(server.ask, clock=lambda: now[0])
+    server.error = InvalidRequestError("no", model="pets", code="INVALID_ARGUMENT", details="")
+    assert await book.names(SPEC, SCORES, QUESTION, NEVER) == ()
+    now[0] += 1e6
+    assert book.known("pets", "", "SCORES", asking=True) == ()
+    await book.aclose()
 
 
 async def test_names_are_forgotten_by_model_and_version(book):
@@ -278,6 +311,7 @@ async def test_no_file_outside_the_models_folder_is_read(server, repository, mod
         ([b"nan:0:ratio 4:3", b"-1e9:1", b"inf:2::"], ("ratio 4:3", "", ":")),
         ([b"1:0: cat\r", b"1:2:gr\xc3\xbcn"], ("cat", "", "grün")),
         ([b"1:1:\xff"], ("", "�", "")),
+        ([b"1:0:\xef\xbb\xbfant", b"1:2:\xef\xbb\xbfcat"], ("ant", "", "\ufeffcat")),
         ([b"1:0", b"1:1", b"1:2:"], ()),
         ([], ()),
     ],

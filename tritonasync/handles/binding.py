@@ -1,7 +1,8 @@
 """How a typed handle sits on a model: which input it feeds, which output it reads, in rows.
 
 Owns: the choice of input and output, by name, or because no other is of the kind looked for; the
-batch axis of models that have none by their configuration; reading an output as float32 rows.
+batch axis of models that have none by their configuration, or none at all; reading an output as
+float32 rows.
 Refuses to know: what a classifier, detector or encoder looks for, and what it does with them.
 
 Invariant: every error that the user's options or model cause lists the candidates with their
@@ -38,6 +39,8 @@ class Binding:
         outputs: The outputs that are read.
         batched: Whether the model itself has that batch axis (``max_batch_size`` above 0).
         max_rows: The most rows of a call, where the batch axis is of fixed length.
+        alone: Whether the model takes one item a call and has no batch axis at all: it is seen with
+            one here, which is taken off what is sent and put on what comes back.
     """
 
     signature: Signature
@@ -45,6 +48,7 @@ class Binding:
     outputs: tuple[TensorSpec, ...]
     batched: bool
     max_rows: int | None
+    alone: bool = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -105,12 +109,20 @@ class Binding:
         """
         tensors, rows = self.signature.bind(values, item=item)
         if self.max_rows is not None and rows > self.max_rows:
-            raise InvalidInputError(
-                f"model {self.spec.name!r}, input {self.input.name!r}: expected {self.max_rows} "
-                f"row(s) a call, its batch axis being of that length, got {rows}",
-                model=self.spec.name,
+            raise self._too_many(rows)
+        return (tuple(map(_without_batch, tensors)) if self.alone else tensors), rows
+
+    def _too_many(self, rows: int) -> InvalidInputError:
+        expected = f"{self.max_rows} row(s) a call, its batch axis being of that length, got {rows}"
+        if self.alone:
+            expected = (
+                f"one item a call, since the model has no axis for a batch, got {rows}; make a "
+                "call for each: handle.one(item), or handle.map(items)"
             )
-        return tensors, rows
+        return InvalidInputError(
+            f"model {self.spec.name!r}, input {self.input.name!r}: expected {expected}",
+            model=self.spec.name,
+        )
 
     def call_rows(self, rows: int) -> int:
         """Return what a call says of its rows: 0 for a model without a batch axis of its own."""
@@ -123,6 +135,8 @@ class Binding:
             ProtocolError: The reply lacks the output, or has another number of rows.
         """
         array = reply.outputs.get(output.name)
+        if self.alone and array is not None:
+            array = array[np.newaxis]
         if array is None or array.shape[:1] != (rows,):
             got = "no such output" if array is None else f"shape {list(array.shape)}"
             raise ProtocolError(
@@ -188,15 +202,24 @@ def bind_one(
     they are named, or no input is required.
 
     A model whose ``max_batch_size`` is 0 is taken to have its batch in axis 0, if that is free or
-    1 long in these, as in most models exported with their batch axis.
+    1 long in these, as in most models exported with their batch axis. Else it takes one item.
 
     Raises:
-        ConfigurationError: There is no such input or output, or several to choose from, or no axis
-            for the batch.
+        ConfigurationError: There is no such input or output, or several to choose from.
     """
+
+    def chosen(spec: ModelSpec) -> tuple[TensorSpec, TensorSpec]:
+        output = _chosen(spec, "output", output_name, spec.outputs, fits_output)
+        return _input_of(spec, input_name, fits_input), output
+
     spec = signature.spec
-    output = _chosen(spec, "output", output_name, spec.outputs, fits_output)
-    return bind_tensors(signature, (_input_of(spec, input_name, fits_input),), (output,))
+    put, output = chosen(spec)
+    if spec.batched or _have_batch((put, output)):
+        return bind_tensors(signature, (put,), (output,))
+    in_rows = _with_batch(spec)
+    put, output = chosen(in_rows)
+    seen = signature_of(in_rows, signature.casting)
+    return Binding(seen, (put,), (output,), batched=False, max_rows=1, alone=True)
 
 
 @lru_cache(maxsize=512)
@@ -242,7 +265,7 @@ def bind_tensors(
     spec = signature.spec
     if spec.batched:
         return Binding(signature, inputs, outputs, batched=True, max_rows=None)
-    if any(tensor.shape[:1] not in {(-1,), (1,)} for tensor in (*inputs, *outputs)):
+    if not _have_batch((*inputs, *outputs)):
         raise ConfigurationError(
             f"model {spec.name!r} has no axis for a batch: its max_batch_size is 0, and axis 0 is "
             f"neither free nor 1 in all of {_listed(spec, (*inputs, *outputs))}; call it by "
@@ -252,6 +275,25 @@ def bind_tensors(
     in_rows = signature_of(replace(spec, max_batch_size=1), signature.casting)
     max_rows = None if all(tensor.shape[0] == -1 for tensor in inputs) else 1
     return Binding(in_rows, inputs, outputs, batched=False, max_rows=max_rows)
+
+
+def _have_batch(tensors: tuple[TensorSpec, ...]) -> bool:
+    """Return whether axis 0 may be the batch in all of these."""
+    return all(tensor.shape[:1] in {(-1,), (1,)} for tensor in tensors)
+
+
+def _with_batch(spec: ModelSpec) -> ModelSpec:
+    """Return a signature with a batch axis before all others."""
+
+    def wider(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(tensor, shape=(1, *tensor.shape)) for tensor in tensors)
+
+    return replace(spec, inputs=wider(spec.inputs), outputs=wider(spec.outputs), max_batch_size=1)
+
+
+def _without_batch(tensor: InputTensor) -> InputTensor:
+    shape = tensor.shape[1:]
+    return replace(tensor, shape=shape, parts=tuple(part.reshape(shape) for part in tensor.parts))
 
 
 def named(spec: ModelSpec, kind: Literal["input", "output"], name: str) -> TensorSpec:

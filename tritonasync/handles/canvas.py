@@ -11,7 +11,7 @@ model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
@@ -43,6 +43,12 @@ CHANNELS: Final = (1, 3)
 _TAKEN: Final = (1, 3, 4)
 """What an image may have; the fourth is alpha, and is dropped."""
 
+_FEW: Final = 2
+"""Images that may be prepared on the event loop: each takes 50 µs at least."""
+
+_SHOWN: Final = 200
+"""Characters of a path that a message shows."""
+
 _TOLERANCE: Final = 1e-3
 """How far a float pixel may lie outside 0 to 1, for the sake of earlier rounding."""
 
@@ -71,7 +77,7 @@ class Canvas:
         channels: 1 or 3.
         height: Rows; -1 for those of the images, which are not resized then.
         width: Columns, in the same way.
-        dtype: Of the tensor: floating-point, or uint8.
+        dtype: Of the tensor: floating-point, or uint8; uint16 for the bits of BF16.
         resize: How an image comes to that size.
         scaling: How pixels become numbers; of no effect on uint8.
         channel_order: In which order the model takes colours.
@@ -130,15 +136,27 @@ class Canvas:
     def work_nbytes(self, images: object) -> int:
         """Return about how many bytes it takes to render the images, those in between too.
 
-        What must be read, decoded or fetched from a device counts as long work.
+        What must be read, decoded or fetched from a device counts as long work, and so do more than
+        a few images: hundreds of calls may be prepared in one turn of the event loop.
         """
-        if not isinstance(images, (list, tuple, np.ndarray)):
+        if isinstance(images, np.ndarray):
+            array = cast("Array", images)
+            return self._nbytes(1 if _is_single(array) else len(array), array.nbytes)
+        if not isinstance(images, (list, tuple)):
             return LONG_NBYTES
-        floats = max(self.height, 1) * max(self.width, 1) * self.channels * 4
-        each = cast("Iterable[object]", images)
-        return sum(
-            image.nbytes // 4 + 4 * floats if is_array(image) else LONG_NBYTES for image in each
-        )
+        each = cast("Sequence[object]", images)
+        if len(each) > _FEW:
+            return LONG_NBYTES
+        arrays = [image for image in each if is_array(image)]
+        if len(arrays) < len(each):
+            return LONG_NBYTES
+        return self._nbytes(len(arrays), sum([image.nbytes for image in arrays]))
+
+    def _nbytes(self, count: int, read: int) -> int:
+        floats = count * max(self.height, 1) * max(self.width, 1) * self.channels * 4
+        # All is read to be smoothed or to become grey, and the pixels that are needed otherwise.
+        read = read if self.antialias or self.channels == 1 else min(read, 2 * floats)
+        return 8 * (floats + read) + count * LONG_NBYTES // _FEW // 2
 
     # --- one image onto the canvas ---
 
@@ -157,6 +175,8 @@ class Canvas:
         height, width = rows.shape[:2]
         if self.resize == "none" and image.shape[:2] != (height, width):
             raise self._wrong_size(image, index, (height, width))
+        if self.channels < image.shape[2] and image.dtype == np.uint8:
+            image = rgb_to_grey(image)  # before it is resized, as Triton's client and OpenCV's do
         place = Placement.fit(image.shape[0], image.shape[1], height, width, self.resize)
         if place.height < height or place.width < width:
             pad = np.full((1, 1, 1), self.pad_value, np.uint8)
@@ -189,7 +209,7 @@ class Canvas:
             numbers: FloatImage = np.empty((*pixels.shape[:2], self.channels), np.float32)
             self.scaling.write(pixels, numbers, top=top)
             with np.errstate(over="ignore"):
-                into[...] = numbers
+                into[...] = _bf16_bits(numbers) if self.dtype == np.uint16 else numbers
 
     def _wrong_size(self, image: Array, index: int, size: tuple[int, int]) -> InvalidInputError:
         whose = "the model's size" if self.height > 0 and self.width > 0 else "one size in a batch"
@@ -223,9 +243,9 @@ class Canvas:
         return cast("Iterable[object]", images)
 
     def _batch(self, array: Array) -> Array:
-        single = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _TAKEN)
+        single = _is_single(array)
         if single or array.ndim not in (3, 4):
-            hint = ": one image; use handle.one(image)" if single else ""
+            hint = ": one image; use handle.one(image)" if single and array.ndim > 1 else ""
             raise self.refuse(
                 "expected a list of images, or an array [N, H, W, C] or [N, H, W], got "
                 f"{shape_text(array.shape)}{hint}"
@@ -245,11 +265,18 @@ class Canvas:
         return array
 
 
+def _is_single(array: Array) -> bool:
+    """Return whether an array is one image rather than several."""
+    return array.ndim <= 2 or (array.ndim == 3 and array.shape[2] in _TAKEN)
+
+
 def _file_text(image: object) -> str:
     """Return which file it is, for a message; nothing for what is no path."""
     if not isinstance(image, (str, os.PathLike)):
         return ""
-    return f", file {os.fsdecode(cast('str | os.PathLike[str]', image))!r}"
+    path = os.fsdecode(cast("str | os.PathLike[str]", image))
+    shown = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"  # it may be a whole data: URL
+    return f", file {shown!r}"
 
 
 def _bytes(pixels: Array, top: int) -> Array:
@@ -258,6 +285,14 @@ def _bytes(pixels: Array, top: int) -> Array:
         return pixels
     numbers = np.nan_to_num(np.multiply(pixels, 255 / top, dtype=np.float32))
     whole: Array = np.clip(np.rint(numbers), 0, 255).astype(np.uint8)
+    return whole
+
+
+def _bf16_bits(numbers: FloatImage) -> Array:
+    """Return numbers as the bits of bfloat16, rounded to the nearest, ties to even."""
+    bits = numbers.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    whole: Array = np.where(np.isnan(numbers), 0x7FC0, rounded).astype(np.uint16)
     return whole
 
 

@@ -189,12 +189,11 @@ class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]
     def _goes_as_it_is(self, binding: Binding, value: object) -> bool:
         return not self._rules.given and binding.is_plain(value)
 
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
+    def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
         if self._goes_as_it_is(binding, value):
             return 0
-        for item in (False, True):  # which of the two it is matters little for how long it takes
-            if are_images(value, binding, item=item, rules=self._rules):
-                return self._canvas(binding).work_nbytes([value] if item else value)
+        if are_images(value, binding, item=item, rules=self._rules):
+            return self._canvas(binding).work_nbytes([value] if item else value)
         return binding.signature.conversion_nbytes({binding.input.name: value})
 
     def _feed(

@@ -190,7 +190,8 @@ class Detector(TypedHandle[list[Detections], Placed], Mappable[ImageLike, Detect
         items = cast("list[object]", value)
         return bool(items) and all(map(has_array, items))
 
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
+    def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
+        del item
         return self._canvas(binding).work_nbytes(value)  # a tensor is no more work than images
 
     def _feed(

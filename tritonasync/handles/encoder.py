@@ -23,7 +23,6 @@ from tritonasync.handles.architecture import Plug
 from tritonasync.handles.base import Prepared, Request
 from tritonasync.handles.binding import Binding, bind_one
 from tritonasync.handles.bulk import Mappable
-from tritonasync.handles.conversion import is_array
 from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
 from tritonasync.handles.lanes import FindLane, no_lane
 from tritonasync.handles.row import RowHandle
@@ -276,11 +275,11 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
     def _goes_as_it_is(self, binding: Binding, value: object) -> bool:
         return not self._rules.given and binding.is_plain(value)
 
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
-        slot = binding.signature.slots[binding.input.name]
-        ready = is_array(value) and value.dtype == slot.dtype and slot.takes_item(value.shape)
-        if not ready and are_images(value, binding, item=False, rules=self._rules):
-            return canvas_of(binding, self._rules).work_nbytes(value)
+    def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
+        if self._goes_as_it_is(binding, value):
+            return 0
+        if are_images(value, binding, item=item, rules=self._rules):
+            return canvas_of(binding, self._rules).work_nbytes([value] if item else value)
         return binding.signature.conversion_nbytes({binding.input.name: value})
 
     def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Embeddings:

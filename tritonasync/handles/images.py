@@ -174,7 +174,7 @@ def _pair(size: object) -> tuple[int, int]:
 
 def _is_size(value: object) -> bool:
     try:
-        return min(_pair(value)) >= 1
+        return min(_pair(value)) >= 1 and not isinstance(value, bool)
     except (TypeError, ValueError):  # not two, or no whole numbers
         return False
 
@@ -303,7 +303,7 @@ def held(value: object) -> object:
         MissingExtraError: CuPy is needed for it, and not installed.
         DeviceError: The driver failed.
     """
-    if is_plain_array(value):
+    if is_plain_array(value) or _is_file(value):  # a file is an iterator, too, of lines
         return value
     if is_device_array(value):
         return as_device_array(value)
@@ -320,8 +320,8 @@ def are_images(value: object, binding: Binding, *, item: bool, rules: ImageRules
     """Return whether what a user gave is images, to be prepared, and no tensor, to go as it is.
 
     An array of the model's own shape is a tensor, unless the user gave image options. (uint8 of the
-    fixed size ``[H, W, C]`` is an image for a model that takes floats: another size would be one as
-    well.) Nothing is decoded or copied to tell.
+    fixed size ``[H, W, C]`` is an image for a model that takes floats, and floats for one of UINT8:
+    another size would be one as well.) Nothing is decoded or copied to tell.
 
     Args:
         value: One item, or a batch.
@@ -347,8 +347,15 @@ def are_images(value: object, binding: Binding, *, item: bool, rules: ImageRules
 def _is_image(value: object, binding: Binding) -> bool:
     shape = _shape_of(value)
     if shape is None:
-        return is_encoded(value) or is_pillow(value)
+        return is_encoded(value) or is_pillow(value) or _is_file(value)
     return _are_pixels(value, (1, *shape), shape, binding)
+
+
+def _is_file(value: object) -> bool:
+    """Return whether it is an image as it should not be given: the canvas says how."""
+    if isinstance(value, memoryview):
+        return value.ndim == 1 and value.itemsize == 1
+    return hasattr(value, "read")
 
 
 def _are_pixels(
@@ -359,13 +366,14 @@ def _are_pixels(
     if len(shape) not in (3, 4) or not (name == "uint8" or "float" in name):
         return False
     own = binding.signature.slots[binding.input.name].takes_item(item)
-    return not own or (name == "uint8" and _takes_scaled(binding.input))
+    return not own or _takes_scaled(binding.input, name)
 
 
-def _takes_scaled(tensor: TensorSpec) -> bool:
+def _takes_scaled(tensor: TensorSpec, name: str) -> bool:
     """Return whether images of the input's own shape would have to be scaled: ``[H, W, C]``."""
     fixed = -1 not in tensor.shape[1:]
-    return tensor.datatype != "UINT8" and fixed and (tensor.layout or _guessed(tensor)) == "NHWC"
+    scaled = (name == "uint8") != (tensor.datatype == "UINT8")
+    return scaled and fixed and (tensor.layout or _guessed(tensor)) == "NHWC"
 
 
 def _shape_of(value: object) -> tuple[int, ...] | None:

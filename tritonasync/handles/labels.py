@@ -221,6 +221,8 @@ def _question(
     leave its array.
     """
     scores = reply.outputs.get(output.name)
+    if scores is not None and binding.alone:
+        scores = scores[np.newaxis]
     if scores is None or scores.ndim < 2 or not scores.size:
         return None
     by_row = scores.reshape(len(scores), -1)
@@ -233,15 +235,18 @@ def _question(
     if any(len(tensor.parts) != 1 for tensor in inputs):
         return None
     # Copied: the question may outlive the call whose arrays these are.
-    one = tuple(
-        replace(
-            tensor, shape=(1, *tensor.shape[1:]), parts=(tensor.parts[0][row : row + 1].copy(),)
-        )
-        for tensor in inputs
-    )
+    one = tuple(_only(tensor, None if binding.alone else row) for tensor in inputs)
     spec = binding.spec
     call = Call(spec.name, spec.version, one, binding.call_rows(1), device=on_device(one))
     return ClassQuestion(call, output.name, by_row.shape[1])
+
+
+def _only(tensor: InputTensor, row: int | None) -> InputTensor:
+    """Return a copy of one row of a tensor, or of all of it."""
+    (part,) = tensor.parts
+    if row is None:
+        return replace(tensor, parts=(part.copy(),))
+    return replace(tensor, shape=(1, *tensor.shape[1:]), parts=(part[row : row + 1].copy(),))
 
 
 def checked_labels(subject: str, labels: object) -> tuple[str, ...] | None:

@@ -61,7 +61,8 @@ class TaskHandle(TypedHandle[list[_Out], None], Mappable[_In, _Out], Generic[_In
         del deadline
         return Feed(*binding.bind(self._named(binding, value), item=item), None)
 
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
+    def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
+        del item
         return binding.signature.conversion_nbytes(self._named(binding, value))
 
     def _named(self, binding: Binding, value: object) -> Mapping[str, object]:

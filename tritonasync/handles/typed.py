@@ -86,7 +86,7 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
         """Make the model's inputs of what the user gave; may run in a worker thread."""
 
     @abstractmethod
-    def _work_nbytes(self, binding: Binding, value: object) -> int:
+    def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
         """Return about how many bytes :meth:`_feed` will write."""
 
     @abstractmethod
@@ -130,7 +130,7 @@ class TypedHandle(Handle, ABC, Generic[_R, _C]):
             return Prepared(feed.tensors, rows, (binding, feed), names, feed.padding)
 
         def work_nbytes(signature: Signature) -> int:
-            return self._work_nbytes(self._binding(signature), value)
+            return self._work_nbytes(self._binding(signature), value, item=item)
 
         prepared, reply = await self._infer(prepare, work_nbytes, Request(deadline))
         binding, feed = prepared.context

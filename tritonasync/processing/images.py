@@ -41,6 +41,12 @@ _BAND = 16
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in brightness: ITU-R BT.601, as Pillow's and OpenCV's grey."""
 
+_WHOLE_LUMA: Final = (19595, 38470, 7471)
+"""The same in 65536ths, as Pillow has them for whole numbers."""
+
+_BAND_PIXELS: Final = 1 << 15
+"""At least so many pixels become grey at a time."""
+
 
 def resize_bilinear(
     image: Array, height: int, width: int, window: Window | None = None
@@ -100,9 +106,23 @@ def _blend(first: Array, second: Array, share: FloatImage) -> FloatImage:
     return base
 
 
-def rgb_to_grey(image: Array) -> FloatImage:
-    """Return ``[H, W, 3]`` as the brightness ``[H, W, 1]`` (BT.601), on the same scale."""
-    return (image.astype(np.float32, copy=False) @ _LUMA)[..., None]
+def rgb_to_grey(image: Array) -> Array:
+    """Return ``[H, W, 3]`` as the brightness ``[H, W, 1]`` (BT.601), on the same scale.
+
+    uint8 gives uint8, rounded, just as Pillow's ``convert("L")``; whatever else, float32.
+    """
+    if image.dtype != np.uint8:
+        return (image.astype(np.float32, copy=False) @ _LUMA)[..., None]
+    height, width = image.shape[:2]
+    grey = np.empty((height, width, 1), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = image[top : top + rows]
+        total = np.full(band.shape[:2], 1 << 15, np.uint32)
+        for channel, weight in enumerate(_WHOLE_LUMA):
+            total += np.multiply(band[..., channel], weight, dtype=np.uint32)
+        grey[top : top + rows, :, 0] = total >> 16
+    return grey
 
 
 @dataclass(frozen=True, slots=True)

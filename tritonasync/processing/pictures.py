@@ -48,7 +48,7 @@ _BAND: Final = 256
 """Rows taken from Pillow at a time: less memory, and a third of the time of 12 million pixels."""
 
 _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
-"""By the image's id: two threads must not load one image at a time, since it has one file."""
+"""By the image's address: two threads must not load one image at a time, since it has one file."""
 
 
 class PictureError(Exception):
@@ -93,9 +93,10 @@ def from_pillow(image: Image, max_pixels: int) -> Array:
     Raises:
         PictureError: It cannot be decoded, or has more pixels than ``max_pixels``.
     """
-    with _LOCKS[id(image) % len(_LOCKS)]:
+    with _LOCKS[(id(image) >> 4) % len(_LOCKS)]:  # addresses are multiples of 16
         _load(image, max_pixels)
-    return _pixels(image)
+        orientation = _orientation(image)
+    return _pixels(image, orientation)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def _path_hint(path: str | os.PathLike[str]) -> str:
 def _decode(file: IO[bytes], max_pixels: int) -> Array:
     image = _opened(file)
     _load(image, max_pixels)
-    return _pixels(image)
+    return _pixels(image, _orientation(image))
 
 
 # --- with Pillow -------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def _header(file: IO[bytes], name: str, factory: Callable[[IO[bytes], str], Imag
     except _HEADER_ERRORS:
         return None
     except Exception as error:
-        raise PictureError(f"its {name} header is truncated or damaged: {error}") from error
+        raise _unusable(name, "header", error) from error
 
 
 def _load(image: Image, max_pixels: int) -> None:
@@ -194,13 +195,19 @@ def _load(image: Image, max_pixels: int) -> None:
     try:
         image.load()
     except Exception as error:
-        raise PictureError(
-            f"its {image.format or 'pixel'} data ({width} x {height} pixels) is truncated or "
-            f"damaged: {error}"
-        ) from error
+        what = f"data ({width} x {height} pixels)"
+        raise _unusable(image.format or "pixel", what, error) from error
 
 
-def _pixels(image: Image) -> Array:
+def _unusable(name: str, what: str, error: Exception) -> PictureError:
+    # As an error, or as a warning that the process takes for one.
+    if type(error).__name__.startswith("DecompressionBomb"):
+        limit = "PIL.Image.MAX_IMAGE_PIXELS"
+        return PictureError(f"{name} has Pillow's own limit besides, {limit}: {error}")
+    return PictureError(f"its {name} {what} is truncated or damaged: {error}")
+
+
+def _pixels(image: Image, orientation: object) -> Array:
     """Return the pixels of whatever mode as ``[H, W, 1]`` or ``[H, W, 3]``, upright."""
     if image.mode == "I" and image.format is None:
         raise PictureError(
@@ -208,7 +215,7 @@ def _pixels(image: Image) -> Array:
             "between 0 and 1"
         )
     try:
-        array = _array(_plain(_upright(image)))
+        array = _array(_plain(_upright(image, orientation)))
     except Exception as error:
         raise PictureError(f"its pixels (mode {image.mode!r}) are of no use: {error}") from error
     if array.ndim == 2:
@@ -230,15 +237,22 @@ def _array(image: Image) -> Array:
     return array
 
 
-def _upright(image: Image) -> Image:
-    """Return the image turned and mirrored as its EXIF data asks for."""
+def _orientation(image: Image) -> object:
+    """Return what its EXIF data says, by one thread at a time.
+
+    Pillow takes it for read from the moment on that somebody begins.
+    """
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - damaged metadata is no reason to refuse the pixels
+        return 1
+
+
+def _upright(image: Image, orientation: object) -> Image:
+    """Return the image turned and mirrored as its orientation asks for."""
     from PIL.Image import Transpose  # noqa: PLC0415 - there is an image, so it is imported
 
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - damaged metadata is no reason to refuse the pixels
-        return image
-    step = {
+    steps: dict[object, Transpose] = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -246,7 +260,8 @@ def _upright(image: Image) -> Image:
         6: Transpose.ROTATE_270,
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
-    }.get(orientation)
+    }
+    step = steps.get(orientation)
     return image if step is None else image.transpose(step)
 
 

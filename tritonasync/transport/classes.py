@@ -66,7 +66,10 @@ def parsed_labels(question: ClassQuestion, entries: Iterable[bytes]) -> tuple[st
         index, _, name = rest.partition(b":")  # a name may have colons of its own
         if not index.isdigit() or int(index) >= question.classes:
             raise _unreadable(question, f"{entry!r} among {question.classes} classes")
-        names[int(index)] = name.decode(errors="replace").strip()
+        text = name.decode(errors="replace")
+        if int(index) == 0:  # the file's first line, which a byte order mark may stand before
+            text = text.removeprefix("\ufeff")
+        names[int(index)] = text.strip()
     return tuple(names) if any(names) else ()
 
 
