@@ -1,22 +1,30 @@
 """Classify, detect, embed and generate over HTTP: the application, and nothing that starts it.
 
 ``TRITON_URL`` says where the server is. Run it with its own server by
-``python -m examples.fastapi_app``, or beside one: ``uvicorn examples.fastapi_app.app:app``.
+``python -m examples.fastapi_app``, or beside one: ``uvicorn examples.fastapi_app.app:app``. Images
+are sent as they are, not as forms: ``curl --data-binary @image.png http://127.0.0.1:8000/detect``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from tritonasync import Classifier, Detector, Encoder, Generator, TritonError, TritonPool
-from tritonasync import ResponseStream
+from tritonasync import (
+    Classifier,
+    Detector,
+    Encoder,
+    Generator,
+    ResponseStream,
+    TritonError,
+    TritonPool,
+)
 from tritonasync.integrations.asgi import (
     CancelOnDisconnect,
     Health,
@@ -91,12 +99,12 @@ async def page() -> str:
 
 
 @app.post("/classify")
-async def classify(image: Image, digits: Digits) -> dict[str, object]:
+async def classify(image: Image, digits: Digits) -> Mapping[str, object]:
     return (await digits.one(image)).to_dict()
 
 
 @app.post("/detect")
-async def detect(image: Image, scenes: Scenes) -> dict[str, object]:
+async def detect(image: Image, scenes: Scenes) -> Mapping[str, object]:
     return (await scenes.one(image)).to_dict()
 
 

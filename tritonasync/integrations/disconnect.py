@@ -19,15 +19,18 @@ its response was sent, since what it still does then is for itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Final, cast
 
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.integrations.interface import ASGIApp, Message, Receive, Scope, Send
+from tritonasync.integrations.interface import ASGIApp, Message, Receive, Scope, Send, Theirs
 
 _GONE: Final = "http.disconnect"
+_CLOSED_REQUEST: Final = 499  # no standard's; nginx's for a client that did not wait
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 _log: Final = logging.getLogger("tritonasync")
 
@@ -36,8 +39,9 @@ class CancelOnDisconnect:
     """ASGI middleware that cancels the handler of a request whose client has hung up.
 
     Rows of it that wait in the pool's queue are dropped, and streams that it reads are ended. The
-    handler gets :class:`asyncio.CancelledError` where it awaits, once, so that it can clean up. No
-    answer is sent, since nobody would read it.
+    handler gets :class:`asyncio.CancelledError` where it awaits, once, so that it can clean up.
+    Middlewares around this one see an empty answer with status 499, which reaches nobody: some take
+    it for an error if there is none.
 
     Frameworks do this for responses that are being streamed, and not for handlers that have not
     answered yet. A client that leaves while its request has a body that nobody has read yet is not
@@ -59,7 +63,7 @@ class CancelOnDisconnect:
         self._app = app
         self._rota = _Rota(after_s)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Theirs, receive: Theirs, send: Theirs) -> None:
         """Serve a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -90,7 +94,7 @@ class _Rota:
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        for exchange in [each for each, due in self._due.items() if due <= now]:
+        for exchange, _ in list(takewhile(lambda each: each[1] <= now, self._due.items())):
             exchange.watch()
         self._loop = None
         if self._due:
@@ -109,6 +113,7 @@ class _Exchange:
         self._handler = cast("asyncio.Task[object]", asyncio.current_task())
         self._watcher: asyncio.Task[None] | None = None
         self._empty_body_due = False
+        self._begun = False
         self._answered = False
         self._gone = False
 
@@ -125,6 +130,8 @@ class _Exchange:
             if self._gone:
                 self._handler.uncancel()
             await self._stop_watching()
+        if self._gone and not self._begun:
+            await self._answer_nobody()
 
     # --- from the client ---
 
@@ -138,8 +145,10 @@ class _Exchange:
         if self._empty_body_due:
             self._empty_body_due = False
             return {"type": "http.request", "body": b"", "more_body": False}
-        if self._body_read and not self._answered:
-            await asyncio.wait({self.watch()})
+        if self._watcher is not None or (self._body_read and not self._answered):
+            watcher = self.watch()
+            if not watcher.done():  # else without a turn of the loop, as servers do
+                await asyncio.wait({watcher})
             return {"type": _GONE}
         message = await self._receive()
         if message["type"] == _GONE:
@@ -190,7 +199,16 @@ class _Exchange:
         if ends or kind == "http.response.pathsend":
             self._rota.discard(self)
             self._answered = True  # first: servers tell of a finished response as of one who left
+        self._begun = True
         await self._send(message)
+
+    async def _answer_nobody(self) -> None:
+        headers: list[tuple[bytes, bytes]] = []
+        with contextlib.suppress(OSError):  # what servers of ASGI 2.4 may raise for who has left
+            await self._send(
+                {"type": "http.response.start", "status": _CLOSED_REQUEST, "headers": headers}
+            )
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _has_body(scope: Scope) -> bool:

@@ -10,18 +10,18 @@ which breaks the connection off: the client sees that something is missing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import Final, TypeAlias, cast
+from typing import Final, cast
 
 from tritonasync.core.errors import TritonError
 from tritonasync.integrations.answers import Answer, check_retry_after, error_response
-from tritonasync.integrations.interface import ASGIApp, Message, Receive, Scope, Send
+from tritonasync.integrations.interface import ASGIApp, Message, Theirs
 
-Handler: TypeAlias = Callable[[object, Exception], Awaitable[Answer]]
-"""An exception handler of Starlette's and FastAPI's: request and error in, ASGI application out."""
-
+_BEGUN: Final = frozenset(
+    {"http.response.start", "websocket.close", "websocket.http.response.start"}
+)
 _log: Final = logging.getLogger("tritonasync")
 
 
@@ -46,7 +46,7 @@ class TritonErrors:
         self._app = app
         self._answer = partial(_answer, retry_after_s=retry_after_s, debug=debug)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Theirs, receive: Theirs, send: Theirs) -> None:
         """Serve a request."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
@@ -55,7 +55,7 @@ class TritonErrors:
 
         async def note(message: Message) -> None:
             nonlocal begun
-            begun = begun or message["type"] in ("http.response.start", "websocket.close")
+            begun = begun or message["type"] in _BEGUN
             await send(message)
 
         try:
@@ -69,13 +69,11 @@ class TritonErrors:
         await answer(scope, receive, send)
 
 
-def exception_handlers(
-    *, retry_after_s: float = 1.0, debug: bool = False
-) -> dict[type[Exception], Handler]:
+def exception_handlers(*, retry_after_s: float = 1.0, debug: bool = False) -> dict[Theirs, Theirs]:
     """Return handlers for ``Starlette(exception_handlers=…)`` or ``FastAPI(exception_handlers=…)``.
 
     They do the same as :class:`TritonErrors`, within the framework: its own middlewares see the
-    answers.
+    answers. Each takes a request and an error, and returns an ASGI application.
 
     Args:
         retry_after_s: When a client may come again, where that may help.
@@ -95,7 +93,7 @@ def exception_handlers(
 
 def litestar_exception_handlers(
     *, retry_after_s: float = 1.0, debug: bool = False
-) -> dict[type[Exception], Callable[[object, Exception], object]]:
+) -> dict[Theirs, Theirs]:
     """Return handlers for ``Litestar(exception_handlers=…)``; they give Litestar's own responses.
 
     Args:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-from tritonasync.integrations.answers import Answer, answer
-from tritonasync.integrations.interface import Receive, Scope, Send
+from tritonasync.core.deadline import Deadline
+from tritonasync.integrations.answers import Answer, answer, check_retry_after
+from tritonasync.integrations.interface import Theirs
 from tritonasync.integrations.lifespan import TritonLifespan
 
 
@@ -25,6 +26,9 @@ class Health:
         models: Models that have to be ready; none for those that the lifespan waited for.
         timeout_s: Seconds that asking the server may take.
         retry_after_s: When to ask again.
+
+    Raises:
+        ConfigurationError: ``timeout_s`` or ``retry_after_s`` is no such number of seconds.
     """
 
     def __init__(
@@ -34,12 +38,14 @@ class Health:
         timeout_s: float = 2.0,
         retry_after_s: float = 1.0,
     ) -> None:
+        Deadline.after(timeout_s, name="timeout_s")  # refuses what is no duration
+        check_retry_after(retry_after_s)
         self._triton = triton
         self._models = models
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Theirs, receive: Theirs, send: Theirs) -> None:
         """Answer a request, by the last part of its path."""
         page = str(scope["path"]).rstrip("/").rpartition("/")[2]
         await (await self._page(page))(scope, receive, send)

@@ -70,6 +70,7 @@ class TritonLifespan:
         self._ready_timeout_s = ready_timeout_s
         self._then = then
         self._pool: TritonPool | None = None
+        self._entered = False
 
     @property
     def pool(self) -> TritonPool:
@@ -81,8 +82,9 @@ class TritonLifespan:
         if self._pool is None:
             raise PoolClosedError(
                 "the application's lifespan has not begun or is over, so there is no pool: give "
-                "this object to the application as its lifespan, and serve it with one that runs "
-                "lifespans (uvicorn does; httpx.ASGITransport does not)"
+                "this object to the application as its lifespan (the outermost: those of mounted "
+                "applications are not run), and serve it with one that runs lifespans (uvicorn "
+                "does; httpx.ASGITransport does not)"
             )
         return self._pool
 
@@ -100,12 +102,14 @@ class TritonLifespan:
 
     @asynccontextmanager
     async def _run(self, app: object) -> AsyncGenerator[object, None]:
-        if self._pool is not None:
+        if self._entered:
             raise ConfigurationError(
                 "this lifespan is that of an application which is running: make one for each"
             )
-        pool = self._make if isinstance(self._make, TritonPool) else self._make()
+        self._entered = True
         async with AsyncExitStack() as stack:
+            stack.callback(self._leave)
+            pool = self._make if isinstance(self._make, TritonPool) else self._make()
             await stack.enter_async_context(pool)
             await self._wait_until_ready(pool)
             self._pool = pool
@@ -121,6 +125,9 @@ class TritonLifespan:
     def _publish(self, state: object, pool: TritonPool) -> None:
         if state is not None:
             setattr(state, STATE, pool)
+
+    def _leave(self) -> None:
+        self._entered = False
 
     def _withdraw(self, state: object) -> None:
         self._pool = None
@@ -166,11 +173,14 @@ class TritonLifespan:
         return self._pool is not None
 
     async def ready(self, *models: str, timeout_s: float = 2.0) -> bool:
-        """Return whether requests can be served: pool open, server and models ready. Never raises.
+        """Return whether requests can be served: pool open, server and models ready.
 
         Args:
             *models: Models asked for; none for those that the application waited for.
             timeout_s: Seconds this may take; when they are over, it is not ready.
+
+        Raises:
+            ConfigurationError: ``timeout_s`` is no duration. Nothing is raised otherwise.
         """
         deadline = Deadline.after(timeout_s)
         try:
