@@ -1,4 +1,4 @@
-"""The same options give the same handle, so that one made for each call knows what the last knew."""
+"""The same options give the same handle: one made for each call knows what the last one knew."""
 
 import asyncio
 
