@@ -89,23 +89,20 @@ if TYPE_CHECKING:
     from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
     from tritonasync.core.values import ModelSpec, TensorSpec
     from tritonasync.handles.architecture import Preprocessed
-    from tritonasync.handles.bulk import BulkStream, Mappable
     from tritonasync.handles.classifications import Classification, Classifications, ClassScore
     from tritonasync.handles.classifier import Classifier
-    from tritonasync.handles.config import HandleConfig
-    from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-    from tritonasync.handles.decoding.candidates import Candidates
-    from tritonasync.handles.detections import Detection, Detections
     from tritonasync.handles.detector import Detector
     from tritonasync.handles.encoder import Encoder
+    from tritonasync.handles.flow.bulk import BulkStream, Mappable
+    from tritonasync.handles.flow.ledger import Failed, Progress
+    from tritonasync.handles.flow.pipeline import Pipeline
     from tritonasync.handles.generator import Generator
-    from tritonasync.handles.images import ImageOptions
     from tritonasync.handles.lease import LeasedInputs
-    from tritonasync.handles.ledger import Failed, Progress
     from tritonasync.handles.model import ModelHandle
     from tritonasync.handles.outputs import Outputs
-    from tritonasync.handles.pipeline import Pipeline
-    from tritonasync.handles.registry import (
+    from tritonasync.handles.registry.config import HandleConfig
+    from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+    from tritonasync.handles.registry.registry import (
         ModelRegistry,
         RegisteredModel,
         load_configs,
@@ -116,6 +113,9 @@ if TYPE_CHECKING:
     from tritonasync.handles.sequence import SequenceHandle
     from tritonasync.handles.stream import ResponseStream
     from tritonasync.handles.task import TaskHandle
+    from tritonasync.handles.vision.decoding.candidates import Candidates
+    from tritonasync.handles.vision.detections import Detection, Detections
+    from tritonasync.handles.vision.images import ImageOptions
     from tritonasync.memory.lender import MemoryStatistics
     from tritonasync.pool import TritonPool
     from tritonasync.processing.scaling import Scaling
@@ -332,7 +332,7 @@ _NAMES = {
         "TensorSpec",
     ),
     "tritonasync.handles.architecture": ("Preprocessed",),
-    "tritonasync.handles.bulk": (
+    "tritonasync.handles.flow.bulk": (
         "BulkStream",
         "Mappable",
     ),
@@ -342,30 +342,30 @@ _NAMES = {
         "Classifications",
     ),
     "tritonasync.handles.classifier": ("Classifier",),
-    "tritonasync.handles.config": ("HandleConfig",),
-    "tritonasync.handles.configs": (
+    "tritonasync.handles.registry.config": ("HandleConfig",),
+    "tritonasync.handles.registry.configs": (
         "ClassifierConfig",
         "DetectorConfig",
         "EncoderConfig",
     ),
-    "tritonasync.handles.decoding.candidates": ("Candidates",),
-    "tritonasync.handles.detections": (
+    "tritonasync.handles.vision.decoding.candidates": ("Candidates",),
+    "tritonasync.handles.vision.detections": (
         "Detection",
         "Detections",
     ),
     "tritonasync.handles.detector": ("Detector",),
     "tritonasync.handles.encoder": ("Encoder",),
     "tritonasync.handles.generator": ("Generator",),
-    "tritonasync.handles.images": ("ImageOptions",),
+    "tritonasync.handles.vision.images": ("ImageOptions",),
     "tritonasync.handles.lease": ("LeasedInputs",),
-    "tritonasync.handles.ledger": (
+    "tritonasync.handles.flow.ledger": (
         "Failed",
         "Progress",
     ),
     "tritonasync.handles.model": ("ModelHandle",),
     "tritonasync.handles.outputs": ("Outputs",),
-    "tritonasync.handles.pipeline": ("Pipeline",),
-    "tritonasync.handles.registry": (
+    "tritonasync.handles.flow.pipeline": ("Pipeline",),
+    "tritonasync.handles.registry.registry": (
         "ModelRegistry",
         "RegisteredModel",
         "load_configs",

@@ -30,11 +30,11 @@ from tritonasync.core.resilience import EndpointSpec
 from tritonasync.facade import BlockingStream, Facade, making, waiting
 from tritonasync.factory import HandleFactory
 from tritonasync.handles.classifier import Classifier
-from tritonasync.handles.config import HandleConfig
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.generator import Generator
 from tritonasync.handles.model import ModelHandle
+from tritonasync.handles.registry.config import HandleConfig
 from tritonasync.handles.task import TaskHandle
 from tritonasync.loop_thread import LoopThread
 from tritonasync.stages import PoolStatistics

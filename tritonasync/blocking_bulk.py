@@ -18,9 +18,9 @@ from typing import Final, Generic, Literal, Self, TypeVar, cast, overload
 
 from tritonasync.core.errors import InvalidInputError, PoolClosedError, UsageError
 from tritonasync.facade import Facade, here
-from tritonasync.handles.bulk import Mappable, books, fitting_in_flight
-from tritonasync.handles.ledger import Entry, ErrorChoice, Failed, Ledger, Progress
-from tritonasync.handles.running import Crew, Report, given_out, raise_item
+from tritonasync.handles.flow.bulk import Mappable, books, fitting_in_flight
+from tritonasync.handles.flow.ledger import Entry, ErrorChoice, Failed, Ledger, Progress
+from tritonasync.handles.flow.running import Crew, Report, given_out, raise_item
 from tritonasync.loop_thread import LoopThread
 
 _In = TypeVar("_In")

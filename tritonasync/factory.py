@@ -20,19 +20,19 @@ from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.policies import Padding
 from tritonasync.handles.base import Handle
 from tritonasync.handles.classifier import Activation, Classifier
-from tritonasync.handles.config import HandleConfig, HandleParts, expected_config
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder, Pooling
 from tritonasync.handles.generator import Generator
-from tritonasync.handles.images import ImageOptions
 from tritonasync.handles.labels import LabelsLike
 from tritonasync.handles.model import ModelHandle
-from tritonasync.handles.reading import DecoderChoice, OutputChoice
-from tritonasync.handles.registry import ModelRegistry, default_registry
-from tritonasync.handles.selection import IouThreshold, ScoreThreshold
+from tritonasync.handles.registry.config import HandleConfig, HandleParts, expected_config
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.registry import ModelRegistry, default_registry
 from tritonasync.handles.slot import Casting
-from tritonasync.handles.tokenizer import TokenizerLike
+from tritonasync.handles.text.tokenizer import TokenizerLike
+from tritonasync.handles.vision.images import ImageOptions
+from tritonasync.handles.vision.reading import DecoderChoice, OutputChoice
+from tritonasync.handles.vision.selection import IouThreshold, ScoreThreshold
 from tritonasync.transport.gate import Gate
 
 _H = TypeVar("_H")

@@ -26,7 +26,7 @@ from tritonasync.core.policies import (
 )
 from tritonasync.core.resilience import EndpointSpec, HealthPolicy, RetryPolicy
 from tritonasync.factory import HandleFactory
-from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.registry.registry import ModelRegistry
 from tritonasync.options import Options, endpoints_of, repository_of
 from tritonasync.stages import PoolStatistics, Stages
 from tritonasync.transport.admin import Admin

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritonasync.handles.buckets import buckets_up_to, by_bucket, by_length, filled_up, mask_of
+from tritonasync.handles.text.buckets import buckets_up_to, by_bucket, by_length, filled_up, mask_of
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 

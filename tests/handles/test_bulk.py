@@ -20,8 +20,8 @@ from tritonasync.core.errors import (
     UsageError,
 )
 from tritonasync.core.values import ModelSpec, TensorSpec
-from tritonasync.handles import running
-from tritonasync.handles.bulk import Failed, Mappable, in_flight_for
+from tritonasync.handles.flow import running
+from tritonasync.handles.flow.bulk import Failed, Mappable, in_flight_for
 from tritonasync.handles.model import ModelHandle
 
 pytestmark = pytest.mark.anyio

@@ -23,7 +23,9 @@ from tests.handles.fakes import FakeCatalog, FakeInvoker, spec
 from tritonasync.core.errors import ConfigurationError, MissingExtraError
 from tritonasync.factory import HandleFactory
 from tritonasync.handles.classifier import Classifier
-from tritonasync.handles.configs import (
+from tritonasync.handles.detector import Detector
+from tritonasync.handles.encoder import Encoder
+from tritonasync.handles.registry.configs import (
     ClassifierConfig,
     DetectorConfig,
     EncoderConfig,
@@ -31,12 +33,10 @@ from tritonasync.handles.configs import (
     HandleParts,
     ImageFields,
 )
-from tritonasync.handles.decoding.family import DecoderName
-from tritonasync.handles.detector import Detector
-from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.images import ImageOptions
-from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.registry.registry import ModelRegistry
 from tritonasync.handles.task import TaskHandle
+from tritonasync.handles.vision.decoding.family import DecoderName
+from tritonasync.handles.vision.images import ImageOptions
 from tritonasync.processing.scaling import Scaling
 
 KINDS = {
@@ -117,7 +117,7 @@ def test_every_field_comes_to_the_handle(kind):
         def __init__(self, name, version, invoker, catalog, **options):
             seen.update(options, name=name, version=version)
 
-    module = sys.modules["tritonasync.handles.configs"]
+    module = sys.modules["tritonasync.handles.registry.configs"]
     name = KINDS[kind][1].__name__
     values = {
         "layout": "NHWC", "image_size": (32, 48), "scaling": "vgg", "resize": "crop",

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tritonasync.core.errors import ProtocolError
 from tritonasync.core.values import TensorSpec
-from tritonasync.handles.decoding.choice import FAMILIES, Reader
-from tritonasync.handles.decoding.family import Known
+from tritonasync.handles.vision.decoding.choice import FAMILIES, Reader
+from tritonasync.handles.vision.decoding.family import Known
 
 SIDE = 64
 CLASSES = 5

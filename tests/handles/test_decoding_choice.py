@@ -6,8 +6,8 @@ import pytest
 
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.values import TensorSpec
-from tritonasync.handles.decoding.choice import CHOICES, FAMILIES, choose
-from tritonasync.handles.decoding.family import Known
+from tritonasync.handles.vision.decoding.choice import CHOICES, FAMILIES, choose
+from tritonasync.handles.vision.decoding.family import Known
 
 
 def tensors(shapes):

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tritonasync.core.errors import InvalidInputError, MissingExtraError
-from tritonasync.handles.detections import Detection, Detections
-from tritonasync.handles.drawing import colour_of
+from tritonasync.handles.vision.detections import Detection, Detections
+from tritonasync.handles.vision.drawing import colour_of
 
 
 @pytest.fixture

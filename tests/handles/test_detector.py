@@ -19,8 +19,8 @@ from tritonasync.core.errors import (
     ProtocolError,
 )
 from tritonasync.handles.detector import Candidates, Detection, Detector
-from tritonasync.handles.images import Canvas
-from tritonasync.handles.reading import Reading
+from tritonasync.handles.vision.images import Canvas
+from tritonasync.handles.vision.reading import Reading
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from tests.handles.fakes import FakeCatalog, FakeInvoker, spec, tensor
 from tritonasync.core.errors import ConfigurationError, InvalidInputError, ProtocolError
 from tritonasync.core.values import TensorSpec
 from tritonasync.handles.architecture import Plug, Preprocessed
-from tritonasync.handles.detections import Detections
 from tritonasync.handles.detector import Candidates, Detector
+from tritonasync.handles.vision.detections import Detections
 
 pytestmark = pytest.mark.anyio
 

@@ -31,10 +31,10 @@ from tritonasync.core.errors import (
     ModelFailedError,
     ProtocolError,
 )
-from tritonasync.handles import buckets as usual
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.tokenizer import TextTokenizer, tokenizer_of
+from tritonasync.handles.text import buckets as usual
+from tritonasync.handles.text.tokenizer import TextTokenizer, tokenizer_of
 
 pytestmark = pytest.mark.anyio
 

@@ -25,7 +25,8 @@ from tritonasync.core.errors import (
 from tritonasync.core.offload import LONG_NBYTES
 from tritonasync.core.values import TensorSpec
 from tritonasync.handles.binding import bind_one
-from tritonasync.handles.images import (
+from tritonasync.handles.signature import signature_of
+from tritonasync.handles.vision.images import (
     PAD,
     ImageOptions,
     Scaling,
@@ -34,7 +35,6 @@ from tritonasync.handles.images import (
     held,
     image_rules,
 )
-from tritonasync.handles.signature import signature_of
 from tritonasync.memory.device import stream_of
 from tritonasync.processing.scaling import SCALINGS, named
 
@@ -328,7 +328,7 @@ def test_a_uint8_canvas_is_padded_in_grey_and_rounded():
 def test_bf16_has_the_same_bits_without_ml_dtypes(scaling, monkeypatch):
     image = random_image(40, 50, 3)
     expected, _ = rendered([image], datatype="BF16", scaling=scaling)
-    monkeypatch.setattr("tritonasync.handles.images.numpy_dtype", lambda _: np.dtype("<u2"))
+    monkeypatch.setattr("tritonasync.handles.vision.images.numpy_dtype", lambda _: np.dtype("<u2"))
     tensor, _ = rendered([image], datatype="BF16", scaling=scaling)
     assert tensor.dtype == np.uint16
     np.testing.assert_array_equal(tensor, expected.view(np.uint16))
@@ -774,7 +774,7 @@ def test_smoothing_is_work_by_the_pixels_that_it_reads():
 def test_an_array_is_looked_at_once_to_tell_the_work(shape, monkeypatch):
     """Not row by row: hundreds of calls may begin in one turn of the event loop."""
     looked: list[object] = []
-    monkeypatch.setattr("tritonasync.handles.canvas.is_array", looked.append)
+    monkeypatch.setattr("tritonasync.handles.vision.canvas.is_array", looked.append)
     one = np.broadcast_to(np.uint8(0), shape)
     assert canvas(antialias=True).work_nbytes(one) >= LONG_NBYTES
     assert not looked

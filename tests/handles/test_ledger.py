@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritonasync.core.errors import ConfigurationError, InvalidInputError
-from tritonasync.handles.ledger import WINDOW, Failed, Ledger
+from tritonasync.handles.flow.ledger import WINDOW, Failed, Ledger
 
 
 def ledger(**options):

@@ -23,10 +23,10 @@ from tritonasync.core.errors import (
     InvalidInputError,
     ModelFailedError,
 )
-from tritonasync.handles.bulk import Mappable
+from tritonasync.handles.flow.bulk import Mappable
+from tritonasync.handles.flow.pipeline import Pipeline
 from tritonasync.handles.generator import Generator
 from tritonasync.handles.model import ModelHandle
-from tritonasync.handles.pipeline import Pipeline
 
 pytestmark = pytest.mark.anyio
 

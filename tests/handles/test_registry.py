@@ -13,10 +13,10 @@ from tests.handles.fakes import FakeCatalog, FakeInvoker, spec, tensor
 from tritonasync.core.errors import ConfigurationError, InvalidInputError
 from tritonasync.core.values import TensorSpec
 from tritonasync.handles.architecture import Preprocessed
-from tritonasync.handles.config import HandleConfig, HandleParts, expected_config
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
 from tritonasync.handles.detector import Candidates
-from tritonasync.handles.registry import (
+from tritonasync.handles.registry.config import HandleConfig, HandleParts, expected_config
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.registry import (
     ModelRegistry,
     RegisteredModel,
     default_registry,
@@ -128,7 +128,7 @@ def test_a_name_is_taken_once_unless_it_is_taken_over(registry):
 
 def test_a_handles_own_architecture_can_be_taken_over(registry):
     text = refused(lambda: registry.register_model("detector", arch_type="ssd")(Doubling))
-    assert "is taken by tritonasync.handles.configs.DetectorConfig" in text
+    assert "is taken by tritonasync.handles.registry.configs.DetectorConfig" in text
     registry.register_model("detector", arch_type="ssd", override=True)(Doubling)
     assert registry.architecture("detector", "ssd") is Doubling
 
@@ -868,7 +868,7 @@ def test_threads_may_register_and_look_up_at_once(registry):
 
 
 def test_the_functions_are_the_default_registrys(tmp_path, monkeypatch):
-    monkeypatch.setattr("tritonasync.handles.registry.default_registry", ModelRegistry())
+    monkeypatch.setattr("tritonasync.handles.registry.registry.default_registry", ModelRegistry())
     register_model_type(SegmenterConfig)
     register_model(model_type="segmenter", arch_type="twice")(Doubling)
     assert registered_models("segmenter") == (RegisteredModel("segmenter", "twice", Doubling),)

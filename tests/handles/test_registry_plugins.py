@@ -10,10 +10,10 @@ import pytest
 
 from tests.handles.fakes import FakeCatalog, FakeInvoker, spec
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.handles.config import HandleConfig, HandleParts
-from tritonasync.handles.configs import EncoderConfig
-from tritonasync.handles.plugins import GROUP
-from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.registry.config import HandleConfig, HandleParts
+from tritonasync.handles.registry.configs import EncoderConfig
+from tritonasync.handles.registry.plugins import GROUP
+from tritonasync.handles.registry.registry import ModelRegistry
 from tritonasync.handles.task import TaskHandle
 
 CLASSES = """
@@ -118,12 +118,12 @@ def test_each_registry_gets_them(install):
 @pytest.mark.parametrize("entry", ["acme", "acme:Fast"])
 def test_a_module_or_class_registers_with_the_default_registry(tmp_path, install, entry):
     code = f"""
-from tritonasync.handles.registry import register_model
+from tritonasync.handles.registry.registry import register_model
 {CLASSES.replace("class", "@register_model('encoder')" + chr(10) + "class")}
 """
     install("acme", code, {"acme": entry})
     program = (
-        "from tritonasync.handles.registry import registered_models;"
+        "from tritonasync.handles.registry.registry import registered_models;"
         "print([m.arch_type for m in registered_models('encoder')])"
     )
     done = subprocess.run(
@@ -194,7 +194,7 @@ def test_what_is_said_of_a_plugin_that_does_it_wrong(install, registry, code, fa
 TYPE = """
 from dataclasses import dataclass
 from typing import Any
-from tritonasync.handles.config import HandleConfig
+from tritonasync.handles.registry.config import HandleConfig
 from tritonasync.handles.task import TaskHandle
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ def test_importing_a_plugin_while_another_thread_loads_it_does_not_wait_for_ever
     install, registry, monkeypatch
 ):
     """The importing thread holds the module's import lock, and asks for what only loading gives."""
-    monkeypatch.setattr("tritonasync.handles.plugins._PATIENCE_S", 0.2)
+    monkeypatch.setattr("tritonasync.handles.registry.plugins._PATIENCE_S", 0.2)
     code = f"""{CLASSES}
 import acme_test_state
 acme_test_state.importing.set()

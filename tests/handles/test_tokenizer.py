@@ -23,8 +23,8 @@ from tritonasync.core.errors import (
     DeadlineExceededError,
     MissingExtraError,
 )
-from tritonasync.handles import tokenizer as module
-from tritonasync.handles.tokenizer import check_source, tokenizer_of
+from tritonasync.handles.text import tokenizer as module
+from tritonasync.handles.text.tokenizer import check_source, tokenizer_of
 
 pytestmark = pytest.mark.anyio
 

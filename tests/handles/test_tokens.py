@@ -8,7 +8,12 @@ from tests.handles.fakes import spec
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.values import TensorSpec
 from tritonasync.handles.signature import signature_of
-from tritonasync.handles.tokens import TokenNames, bind_tokens, token_inputs_text, vector_output
+from tritonasync.handles.text.tokens import (
+    TokenNames,
+    bind_tokens,
+    token_inputs_text,
+    vector_output,
+)
 
 OUT = TensorSpec("OUT", "FP32", (-1, 4))
 

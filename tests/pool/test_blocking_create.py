@@ -17,13 +17,13 @@ from tritonasync.blocking import (
     BlockingTask,
 )
 from tritonasync.core.errors import ConfigurationError, UsageError
-from tritonasync.handles.config import HandleConfig
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-from tritonasync.handles.detections import Detections
 from tritonasync.handles.generator import Generator
 from tritonasync.handles.model import ModelHandle
-from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.registry.config import HandleConfig
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.registry import ModelRegistry
 from tritonasync.handles.task import TaskHandle
+from tritonasync.handles.vision.detections import Detections
 
 pytestmark = pytest.mark.server
 

@@ -12,7 +12,7 @@ from tritonasync import TritonPool
 from tritonasync.blocking_bulk import blocking_map
 from tritonasync.core.errors import InvalidInputError, PoolClosedError, UsageError
 from tritonasync.facade import Facade
-from tritonasync.handles.bulk import Failed, Mappable
+from tritonasync.handles.flow.bulk import Failed, Mappable
 from tritonasync.loop_thread import LoopThread
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tritonasync import TritonPool
 from tritonasync.core.errors import DeadlineExceededError, InvalidInputError
-from tritonasync.handles.pipeline import Pipeline
+from tritonasync.handles.flow.pipeline import Pipeline
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 

@@ -11,13 +11,13 @@ from tritonasync import TritonPool
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.handles.architecture import Preprocessed
 from tritonasync.handles.classifier import Classifier
-from tritonasync.handles.config import HandleConfig
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-from tritonasync.handles.detections import Detections
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder
-from tritonasync.handles.registry import ModelRegistry
+from tritonasync.handles.registry.config import HandleConfig
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.registry import ModelRegistry
 from tritonasync.handles.task import TaskHandle
+from tritonasync.handles.vision.detections import Detections
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -174,5 +174,5 @@ def test_a_registry_must_be_one():
         TritonPool("a:1", registry=ModelRegistry)
     assert str(caught.value) == (
         "registry must be a ModelRegistry or None, not "
-        "<class 'tritonasync.handles.registry.ModelRegistry'>; ModelRegistry() makes one"
+        "<class 'tritonasync.handles.registry.registry.ModelRegistry'>; ModelRegistry() makes one"
     )

@@ -20,8 +20,6 @@ from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import InputTensor, Reply, TensorSpec
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.binding import Binding, Floats, Kind, bind_one
-from tritonasync.handles.bulk import Mappable
-from tritonasync.handles.canvas import Canvas
 from tritonasync.handles.classifications import (
     Choice,
     Classification,
@@ -29,13 +27,21 @@ from tritonasync.handles.classifications import (
     ClassScore,
     stacked,
 )
-from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
+from tritonasync.handles.flow.bulk import Mappable
 from tritonasync.handles.labels import LabelsLike, LabelSource
 from tritonasync.handles.lanes import FindLane, no_lane
 from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.handles.typed import Feed
+from tritonasync.handles.vision.canvas import Canvas
+from tritonasync.handles.vision.images import (
+    ImageLike,
+    ImageOptions,
+    are_images,
+    canvas_of,
+    image_rules,
+)
 from tritonasync.processing.vectors import sigmoid, softmax
 
 __all__ = ["Activation", "ClassScore", "Classification", "Classifications", "Classifier"]

@@ -2,7 +2,7 @@
 
 Owns: the way from images to the model's input and from its outputs to boxes. Refuses to know: where
 images come from, what the objects are, how the outputs of a family are read
-(:mod:`~tritonasync.handles.decoding`).
+(:mod:`~tritonasync.handles.vision.decoding`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.core.values import InputTensor, Reply
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.binding import Binding, bind_some
-from tritonasync.handles.bulk import Mappable
-from tritonasync.handles.canvas import has_array
-from tritonasync.handles.decoding.candidates import Candidates, Decoder
-from tritonasync.handles.decoding.family import DecoderName
-from tritonasync.handles.detections import Detection, Detections
-from tritonasync.handles.images import (
+from tritonasync.handles.flow.bulk import Mappable
+from tritonasync.handles.labels import LabelsLike, LabelSource
+from tritonasync.handles.signature import Signature
+from tritonasync.handles.typed import Feed, TypedHandle
+from tritonasync.handles.vision.canvas import has_array
+from tritonasync.handles.vision.decoding.candidates import Candidates, Decoder
+from tritonasync.handles.vision.decoding.family import DecoderName
+from tritonasync.handles.vision.detections import Detection, Detections
+from tritonasync.handles.vision.images import (
     Canvas,
     ImageLike,
     ImageOptions,
@@ -32,11 +35,14 @@ from tritonasync.handles.images import (
     canvas_of,
     image_rules,
 )
-from tritonasync.handles.labels import LabelsLike, LabelSource
-from tritonasync.handles.reading import DecoderChoice, OutputChoice, Placed, Reading, output_names
-from tritonasync.handles.selection import IouThreshold, ScoreThreshold, Selection
-from tritonasync.handles.signature import Signature
-from tritonasync.handles.typed import Feed, TypedHandle
+from tritonasync.handles.vision.reading import (
+    DecoderChoice,
+    OutputChoice,
+    Placed,
+    Reading,
+    output_names,
+)
+from tritonasync.handles.vision.selection import IouThreshold, ScoreThreshold, Selection
 from tritonasync.memory.device import is_device_array
 from tritonasync.processing.pictures import is_encoded, is_pillow
 

@@ -22,29 +22,35 @@ from tritonasync.core.values import Reply, TensorSpec
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.base import Prepared, Request
 from tritonasync.handles.binding import Binding, bind_one
-from tritonasync.handles.bulk import Mappable
-from tritonasync.handles.images import ImageLike, ImageOptions, are_images, canvas_of, image_rules
+from tritonasync.handles.flow.bulk import Mappable
 from tritonasync.handles.lanes import FindLane, no_lane
 from tritonasync.handles.row import RowHandle
 from tritonasync.handles.side_by_side import side_by_side
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
-from tritonasync.handles.textrows import (
+from tritonasync.handles.text.textrows import (
     TextGroup,
     TextOptions,
     TextRows,
     text_options,
     text_rows,
 )
-from tritonasync.handles.texts import in_form, is_text, text_list, texts_nbytes
-from tritonasync.handles.tokenizer import TextTokenizer, TokenizerLike, Tokens, tokenizer_of
-from tritonasync.handles.tokens import (
+from tritonasync.handles.text.texts import in_form, is_text, text_list, texts_nbytes
+from tritonasync.handles.text.tokenizer import TextTokenizer, TokenizerLike, Tokens, tokenizer_of
+from tritonasync.handles.text.tokens import (
     TokenNames,
     bind_tokens,
     token_inputs_text,
     vector_output,
 )
 from tritonasync.handles.typed import Feed
+from tritonasync.handles.vision.images import (
+    ImageLike,
+    ImageOptions,
+    are_images,
+    canvas_of,
+    image_rules,
+)
 from tritonasync.processing.vectors import (
     TokenMask,
     Vectors,

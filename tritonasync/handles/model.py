@@ -16,8 +16,8 @@ from tritonasync.core.policies import Padding
 from tritonasync.core.ports import Invoker, ModelCatalog, StreamInvoker
 from tritonasync.core.values import OutputMemory, ParameterValue, Reply
 from tritonasync.handles.base import Prepared, Request
-from tritonasync.handles.bulk import Mappable
 from tritonasync.handles.devices import check_gpu, on_gpu
+from tritonasync.handles.flow.bulk import Mappable
 from tritonasync.handles.lanes import FindLane, Lanes, no_lane
 from tritonasync.handles.lease import LeasedInputs, Lend
 from tritonasync.handles.many import ManyHandle

@@ -12,7 +12,7 @@ from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, InvalidInputError
 from tritonasync.core.values import Reply
 from tritonasync.handles.binding import Binding, bind_all
-from tritonasync.handles.bulk import Mappable
+from tritonasync.handles.flow.bulk import Mappable
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.typed import Feed, TypedHandle, floats_of
 

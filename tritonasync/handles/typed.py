@@ -22,9 +22,9 @@ from tritonasync.core.values import Array, InputTensor, Reply
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.base import Handle, Prepared, Request
 from tritonasync.handles.binding import Binding, bind_all
-from tritonasync.handles.images import held
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.vision.images import held
 
 _R = TypeVar("_R")
 _C = TypeVar("_C")

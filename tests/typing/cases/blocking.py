@@ -11,8 +11,8 @@ from tritonasync.blocking import (
     BlockingEncoder,
     BlockingTask,
 )
-from tritonasync.handles.config import HandleConfig, HandleParts
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.config import HandleConfig, HandleParts
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
 from tritonasync.handles.task import TaskHandle
 
 pool = TritonPool.blocking("a:1")

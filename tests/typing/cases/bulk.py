@@ -8,16 +8,16 @@ from typing import assert_type
 import numpy as np
 import numpy.typing as npt
 
-from tritonasync.handles.bulk import BulkStream, Failed, Progress
 from tritonasync.handles.classifications import Classification
 from tritonasync.handles.classifier import Classifier
-from tritonasync.handles.detections import Detections
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Embeddings, Encoder
-from tritonasync.handles.images import ImageLike
+from tritonasync.handles.flow.bulk import BulkStream, Failed, Progress
+from tritonasync.handles.flow.pipeline import Pipeline
 from tritonasync.handles.model import ModelHandle
 from tritonasync.handles.outputs import Outputs
-from tritonasync.handles.pipeline import Pipeline
+from tritonasync.handles.vision.detections import Detections
+from tritonasync.handles.vision.images import ImageLike
 
 Image = npt.NDArray[np.uint8]
 

@@ -11,8 +11,8 @@ from tritonasync import (
     Encoder,
     TritonPool,
 )
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-from tritonasync.handles.registry import ModelRegistry, load_configs, registered_models
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.registry import ModelRegistry, load_configs, registered_models
 from tritonasync.processing.scaling import Scaling
 
 pool = TritonPool("a:1", registry=ModelRegistry())

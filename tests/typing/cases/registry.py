@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from tritonasync import TritonPool
 from tritonasync.handles.architecture import Preprocessed
-from tritonasync.handles.config import HandleConfig, HandleParts
-from tritonasync.handles.configs import DetectorConfig
-from tritonasync.handles.registry import ModelRegistry, register_model, register_model_type
+from tritonasync.handles.registry.config import HandleConfig, HandleParts
+from tritonasync.handles.registry.configs import DetectorConfig
+from tritonasync.handles.registry.registry import ModelRegistry, register_model, register_model_type
 from tritonasync.handles.task import TaskHandle
 
 Image = npt.NDArray[np.uint8]

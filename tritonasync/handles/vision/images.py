@@ -2,7 +2,7 @@
 
 Owns: the options and their defaults; size, layout and channels by the model's signature; which
 values are images to be prepared, and which are tensors that go as they are. Refuses to know: pixels
-(:mod:`~tritonasync.handles.canvas` writes them), boxes, classes.
+(:mod:`~tritonasync.handles.vision.canvas` writes them), boxes, classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tritonasync.core.checks import is_count
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.values import ImageLayout, TensorSpec
 from tritonasync.handles.binding import Binding
-from tritonasync.handles.canvas import (
+from tritonasync.handles.conversion import is_plain_array
+from tritonasync.handles.vision.canvas import (
     CHANNELS,
     Canvas,
     ChannelOrder,
     Rendered,
     has_array,
 )
-from tritonasync.handles.conversion import is_plain_array
 from tritonasync.memory.device import as_device_array, is_device_array
 from tritonasync.processing.images import Placement, Resize
 from tritonasync.processing.pictures import MAX_PIXELS, is_encoded, is_pillow

@@ -147,7 +147,7 @@ _copies: Final[dict[int, tuple[object, TextTokenizer]]] = {}
 _reading: Final = Lock()
 """Held by a worker thread that reads: other event loops may want the same file."""
 
-_turns: Final[RunVar[dict[str | int, anyio.Lock]]] = RunVar("tritonasync.handles.tokenizer")
+_turns: Final[RunVar[dict[str | int, anyio.Lock]]] = RunVar("tritonasync.handles.text.tokenizer")
 """Callers of an event loop wait for the first here, and not in a worker thread each."""
 
 

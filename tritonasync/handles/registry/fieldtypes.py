@@ -32,7 +32,7 @@ from typing import (
     get_type_hints,
 )
 
-from tritonasync.handles.fieldwords import (
+from tritonasync.handles.registry.fieldwords import (
     LISTS,
     TABLES,
     Key,

@@ -20,8 +20,8 @@ from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import InvalidInputError, UsageError
 from tritonasync.core.values import ModelSpec
 from tritonasync.handles.base import Handle
-from tritonasync.handles.ledger import Entry, ErrorChoice, Failed, Ledger, Progress
-from tritonasync.handles.running import Report, Run, given_out, raise_item
+from tritonasync.handles.flow.ledger import Entry, ErrorChoice, Failed, Ledger, Progress
+from tritonasync.handles.flow.running import Report, Run, given_out, raise_item
 
 __all__ = ["BulkStream", "Failed", "Mappable", "Progress"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from tritonasync.core.errors import ConfigurationError, MissingExtraError
-from tritonasync.handles.fieldwords import got_text, nearest
+from tritonasync.handles.registry.fieldwords import got_text, nearest
 
 _SUFFIXES: Final = (".toml", ".yaml", ".yml")
 

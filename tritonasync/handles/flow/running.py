@@ -29,7 +29,7 @@ from typing import Final, Generic, TypeVar, cast
 from anyio import CancelScope
 
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.handles.ledger import Entry, Failed, Ledger, Progress
+from tritonasync.handles.flow.ledger import Entry, Failed, Ledger, Progress
 
 _K = TypeVar("_K", bound=Hashable)
 _T = TypeVar("_T")

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from tritonasync.core.values import Array, TensorSpec
-from tritonasync.handles.decoding.candidates import Candidates
-from tritonasync.handles.decoding.family import (
+from tritonasync.handles.vision.decoding.candidates import Candidates
+from tritonasync.handles.vision.decoding.family import (
     Family,
     Known,
     Misfit,

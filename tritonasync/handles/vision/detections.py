@@ -16,8 +16,8 @@ import numpy.typing as npt
 from tritonasync.core.errors import InvalidInputError
 from tritonasync.core.values import Array
 from tritonasync.handles.classifications import Json
-from tritonasync.handles.drawing import Box, Marked, cut, draw, pixels_of
-from tritonasync.handles.images import ImageLike
+from tritonasync.handles.vision.drawing import Box, Marked, cut, draw, pixels_of
+from tritonasync.handles.vision.images import ImageLike
 
 if TYPE_CHECKING:
     from PIL.Image import Image

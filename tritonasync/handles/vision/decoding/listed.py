@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tritonasync.core.values import Array, TensorSpec
-from tritonasync.handles.decoding.candidates import Candidates, whole
-from tritonasync.handles.decoding.family import (
+from tritonasync.handles.vision.decoding.candidates import Candidates, whole
+from tritonasync.handles.vision.decoding.family import (
     Family,
     Known,
     Misfit,

@@ -16,9 +16,10 @@ import numpy as np
 
 from tritonasync.core.errors import ConfigurationError, ProtocolError
 from tritonasync.core.values import Array, TensorSpec
-from tritonasync.handles.decoding.candidates import Candidates
-from tritonasync.handles.decoding.detr import DETR
-from tritonasync.handles.decoding.family import (
+from tritonasync.handles.slot import tensor_text
+from tritonasync.handles.vision.decoding.candidates import Candidates
+from tritonasync.handles.vision.decoding.detr import DETR
+from tritonasync.handles.vision.decoding.family import (
     Contradiction,
     DecoderName,
     Family,
@@ -27,9 +28,8 @@ from tritonasync.handles.decoding.family import (
     Roles,
     plain,
 )
-from tritonasync.handles.decoding.listed import LISTED
-from tritonasync.handles.decoding.yolo import YOLO
-from tritonasync.handles.slot import tensor_text
+from tritonasync.handles.vision.decoding.listed import LISTED
+from tritonasync.handles.vision.decoding.yolo import YOLO
 
 Choice: TypeAlias = DecoderName | Literal["auto"]
 

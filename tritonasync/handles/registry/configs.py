@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast, runtime_checkable
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.classifier import Activation, Classifier
-from tritonasync.handles.config import HandleConfig, HandleParts
-from tritonasync.handles.decoding.choice import CHOICES
 from tritonasync.handles.detector import Detector
 from tritonasync.handles.encoder import Encoder, Pooling
-from tritonasync.handles.images import ChannelOrder, ImageOptions, Layout, Resize, ScalingLike
 from tritonasync.handles.labels import LabelsLike
-from tritonasync.handles.reading import DecoderChoice, OutputChoice
-from tritonasync.handles.selection import IouThreshold, ScoreThreshold
+from tritonasync.handles.registry.config import HandleConfig, HandleParts
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.vision.decoding.choice import CHOICES
+from tritonasync.handles.vision.images import (
+    ChannelOrder,
+    ImageOptions,
+    Layout,
+    Resize,
+    ScalingLike,
+)
+from tritonasync.handles.vision.reading import DecoderChoice, OutputChoice
+from tritonasync.handles.vision.selection import IouThreshold, ScoreThreshold
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

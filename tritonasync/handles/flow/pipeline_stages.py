@@ -25,7 +25,7 @@ from tritonasync.core.deadline import NEVER, Deadline
 from tritonasync.core.errors import ConfigurationError, DeadlineExceededError, InvalidInputError
 from tritonasync.core.offload import in_worker
 from tritonasync.handles.base import Handle
-from tritonasync.handles.bulk import IN_FLIGHT, Mappable, fitting_in_flight
+from tritonasync.handles.flow.bulk import IN_FLIGHT, Mappable, fitting_in_flight
 
 _T = TypeVar("_T")
 

@@ -25,11 +25,11 @@ from tritonasync.handles.architecture import (
     class_text,
     plug_of,
 )
-from tritonasync.handles.config import HandleConfig, HandleParts
-from tritonasync.handles.configfiles import Source, read_table, tables_of
-from tritonasync.handles.configs import ClassifierConfig, DetectorConfig, EncoderConfig
-from tritonasync.handles.fieldwords import got_text, nearest
-from tritonasync.handles.plugins import Plugins
+from tritonasync.handles.registry.config import HandleConfig, HandleParts
+from tritonasync.handles.registry.configfiles import Source, read_table, tables_of
+from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
+from tritonasync.handles.registry.fieldwords import got_text, nearest
+from tritonasync.handles.registry.plugins import Plugins
 
 _A = TypeVar("_A", bound=Architecture)
 _C = TypeVar("_C", bound=HandleConfig[object])

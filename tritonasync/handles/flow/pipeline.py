@@ -16,8 +16,8 @@ from typing import Generic, Literal, TypeVar, cast, overload
 from tritonasync.core.checks import is_count
 from tritonasync.core.deadline import Deadline
 from tritonasync.core.errors import ConfigurationError, DeadlineExceededError, InvalidInputError
-from tritonasync.handles.bulk import IN_FLIGHT, Mappable
-from tritonasync.handles.pipeline_stages import (
+from tritonasync.handles.flow.bulk import IN_FLIGHT, Mappable
+from tritonasync.handles.flow.pipeline_stages import (
     OWN_TIME,
     Step,
     at_once,

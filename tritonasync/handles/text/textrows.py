@@ -20,7 +20,7 @@ from tritonasync.core.checks import is_count
 from tritonasync.core.errors import ConfigurationError, InvalidInputError
 from tritonasync.core.policies import Padding
 from tritonasync.core.values import Array, InputTensor, TensorSpec
-from tritonasync.handles.buckets import (
+from tritonasync.handles.text.buckets import (
     Mask,
     buckets_up_to,
     by_bucket,
@@ -28,8 +28,8 @@ from tritonasync.handles.buckets import (
     filled_up,
     mask_of,
 )
-from tritonasync.handles.tokenizer import TextTokenizer, TokenizerLike, Tokens, check_source
-from tritonasync.handles.tokens import TokenInputs, TokenNames
+from tritonasync.handles.text.tokenizer import TextTokenizer, TokenizerLike, Tokens, check_source
+from tritonasync.handles.text.tokens import TokenInputs, TokenNames
 from tritonasync.wire.dtypes import numpy_dtype
 
 _NBYTES_A_TOKEN = 80

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonasync.core.errors import ConfigurationError
-from tritonasync.handles.decoding.candidates import Candidates, Floats, whole
-from tritonasync.handles.detections import Detections
+from tritonasync.handles.vision.decoding.candidates import Candidates, Floats, whole
+from tritonasync.handles.vision.detections import Detections
 from tritonasync.processing.boxes import clip, suppress
 from tritonasync.processing.images import Placement
 

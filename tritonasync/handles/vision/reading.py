@@ -17,13 +17,19 @@ import numpy.typing as npt
 from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.values import Array, Reply, TensorSpec
 from tritonasync.handles.binding import Binding
-from tritonasync.handles.decoding.candidates import Candidates, Decoder
-from tritonasync.handles.decoding.choice import CHOICES, ROLES, Choice, Reader, choose
-from tritonasync.handles.decoding.family import Known
-from tritonasync.handles.decoding.reply import any_free, arrays, seen
-from tritonasync.handles.detections import Detections
 from tritonasync.handles.labels import LabelSource
-from tritonasync.handles.selection import IOU, Selection, check_thresholds, detected, faults_of
+from tritonasync.handles.vision.decoding.candidates import Candidates, Decoder
+from tritonasync.handles.vision.decoding.choice import CHOICES, ROLES, Choice, Reader, choose
+from tritonasync.handles.vision.decoding.family import Known
+from tritonasync.handles.vision.decoding.reply import any_free, arrays, seen
+from tritonasync.handles.vision.detections import Detections
+from tritonasync.handles.vision.selection import (
+    IOU,
+    Selection,
+    check_thresholds,
+    detected,
+    faults_of,
+)
 from tritonasync.processing.images import Placement
 
 DecoderChoice: TypeAlias = Choice | Decoder

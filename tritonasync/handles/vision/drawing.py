@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tritonasync.core.errors import InvalidInputError, MissingExtraError
 from tritonasync.core.values import Array
-from tritonasync.handles.canvas import has_array
+from tritonasync.handles.vision.canvas import has_array
 from tritonasync.memory.device import as_host, is_device_array
 from tritonasync.processing.pictures import (
     MAX_PIXELS,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from tritonasync.core.values import Array, TensorSpec
-from tritonasync.handles.decoding.candidates import Candidates
+from tritonasync.handles.vision.decoding.candidates import Candidates
 
 DecoderName: TypeAlias = Literal[
     "yolov5", "yolov8", "end2end", "flat", "efficientnms", "ssd", "detr", "rtdetr"

@@ -34,10 +34,10 @@ from tritonasync.core.errors import ConfigurationError
 from tritonasync.core.ports import Invoker, ModelCatalog
 from tritonasync.handles.architecture import Plug, class_text
 from tritonasync.handles.classifications import Json
-from tritonasync.handles.configfiles import Source, read_table
-from tritonasync.handles.fieldtypes import MisfitError, annotations_of, fitted, missing
-from tritonasync.handles.fieldwords import got_text, key_text, unknown_text
 from tritonasync.handles.lanes import FindLane, no_lane
+from tritonasync.handles.registry.configfiles import Source, read_table
+from tritonasync.handles.registry.fieldtypes import MisfitError, annotations_of, fitted, missing
+from tritonasync.handles.registry.fieldwords import got_text, key_text, unknown_text
 from tritonasync.handles.task import TaskHandle
 
 _H_co = TypeVar("_H_co", covariant=True)

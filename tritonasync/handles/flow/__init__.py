@@ -1,0 +1,1 @@
+"""Many items, and several models: maps and pipelines."""
