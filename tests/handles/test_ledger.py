@@ -205,6 +205,7 @@ async def later(item):
         ({"key": "name"}, "key is a plain function that gives the key of an item, not 'name'"),
         ({"key": later}, f"key is a plain function that gives the key of an item, not {later!r}"),
     ],
+    ids=["ordered", "errors", "none", "a-bool", "key-str", "key-async"],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigurationError) as caught:
