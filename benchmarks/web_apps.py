@@ -34,7 +34,7 @@ def server() -> str:
 def ours() -> Starlette:
     """Return the application with tritonasync, its middlewares included."""
     triton = TritonLifespan(lambda: TritonPool(server()), ready=["digits"])
-    digits = triton.provide(lambda pool: pool.classifier("digits", labels=DIGITS))
+    digits = triton.provide(lambda pool: pool.classifier("digits"))
 
     async def classify(request: Request) -> JSONResponse:
         image = np.frombuffer(await request.body(), np.float32).reshape(1, 8, 8)

@@ -64,7 +64,7 @@ def ours() -> Plain:
         async with TritonPool(server()) as pool:
 
             async def classify(image: np.ndarray) -> tuple[str, float]:
-                found = await pool.classifier("digits", labels=DIGITS).one(image)
+                found = await pool.classifier("digits").one(image)
                 return found.label, found.score
 
             yield classify

@@ -72,9 +72,11 @@ def kept(
 
 def _key(value: object) -> object:
     """Return what an option is told by: ``True`` and ``1`` are equal, and are not the same."""
-    if isinstance(value, list):
-        return list, *map(_key, cast("list[object]", value))
-    return type(value), value
+    kind: type = type(value)
+    if kind is list or kind is tuple:  # a thousand labels, say: no Python for each
+        items = tuple(cast("list[object]", value))
+        return kind, tuple(map(type, items)), items
+    return kind, value
 
 
 class HandleFactory:

@@ -159,7 +159,7 @@ class Classifications(Sequence[Classification]):
         choice: Which classes of a row count, as the handle was told.
     """
 
-    __slots__ = ("_indices", "_labels", "choice", "classes", "model", "scores", "version")
+    __slots__ = ("_indices", "_labels", "_rows", "choice", "classes", "model", "scores", "version")
     __hash__: ClassVar[None]  # type: ignore[assignment]  # as a list has none
 
     def __init__(
@@ -177,6 +177,7 @@ class Classifications(Sequence[Classification]):
         self.version: str = version
         self.choice: Choice = choice
         self._indices: Indices | None = None
+        self._rows: tuple[list[int], list[float]] | None = None
         self._labels: tuple[str, ...] | None = None
 
     @property
@@ -193,6 +194,14 @@ class Classifications(Sequence[Classification]):
             self._labels = tuple([self.classes[best] for best in map(int, self.indices)])
         return self._labels
 
+    def _best_of_rows(self) -> tuple[list[int], list[float]]:
+        """Return the best class and its score of each row, found for all together."""
+        if self._rows is None:
+            indices = self.indices
+            scores: list[float] = self.scores[np.arange(len(indices)), indices].tolist()
+            self._rows = indices.tolist(), scores
+        return self._rows
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -204,7 +213,12 @@ class Classifications(Sequence[Classification]):
 
     def __getitem__(self, key: SupportsIndex | slice) -> Classification | Classifications:
         if not isinstance(key, slice):
-            return classification(self.scores[index(key)], self.classes, self.choice)
+            indices, scores = self._best_of_rows()
+            row = index(key)
+            best = indices[row]
+            return Classification(
+                self.classes[best], best, scores[row], self.scores[row], self.classes, self.choice
+            )
         return Classifications(
             self.scores[key],
             self.classes,
@@ -230,18 +244,6 @@ class Classifications(Sequence[Classification]):
         shown = ", ".join(f"{row.label} {row.score:.3g}" for row in self[:4])
         more = ", …" if len(self) > 4 else ""
         return f"<Classifications of {self.model!r}, {len(self)} rows: {shown}{more}>"
-
-
-def classification(
-    scores: Scores, classes: tuple[str, ...], choice: Choice = BEST
-) -> Classification:
-    """Return the classification of one item by its scores ``[C]``."""
-    best = int(scores.argmax())
-    score = float(scores[best])
-    if math.isnan(score):  # argmax takes NaN for the highest
-        best = int(_ranked(scores)[0])
-        score = float(scores[best])
-    return Classification(classes[best], best, score, scores, classes, choice)
 
 
 def _best(scores: Scores) -> Indices:
