@@ -21,7 +21,7 @@ from tritonasync.core.policies import Padding
 from tritonasync.handles.base import Handle
 from tritonasync.handles.classifier import Activation, Classifier
 from tritonasync.handles.detector import Detector
-from tritonasync.handles.encoder import Encoder, Pooling
+from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.generator import Generator
 from tritonasync.handles.labels import LabelsLike
 from tritonasync.handles.model import ModelHandle
@@ -29,6 +29,7 @@ from tritonasync.handles.registry.config import HandleConfig, HandleParts, expec
 from tritonasync.handles.registry.configs import ClassifierConfig, DetectorConfig, EncoderConfig
 from tritonasync.handles.registry.registry import ModelRegistry, default_registry
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.text.pooling import Pooling
 from tritonasync.handles.text.tokenizer import TokenizerLike
 from tritonasync.handles.vision.images import ImageOptions
 from tritonasync.handles.vision.reading import DecoderChoice, OutputChoice

@@ -7,9 +7,9 @@ made of many. Refuses to know: which inputs take tokens (``tokens`` does), how r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from functools import partial
-from typing import Final, Literal, TypeAlias, Unpack, cast, get_args
+from typing import Final, TypeAlias, Unpack, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from tritonasync.handles.row import RowHandle
 from tritonasync.handles.side_by_side import side_by_side
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
+from tritonasync.handles.text.pooling import POOLS, Pooling, pooled
 from tritonasync.handles.text.textrows import (
     TextGroup,
     TextOptions,
@@ -51,27 +52,10 @@ from tritonasync.handles.vision.images import (
     canvas_of,
     image_rules,
 )
-from tritonasync.processing.vectors import (
-    TokenMask,
-    Vectors,
-    first_token,
-    l2_normalise,
-    last_token,
-    mean_of_tokens,
-)
+from tritonasync.processing.vectors import l2_normalise
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 """``[N, D]``, or ``[D]`` of one item."""
-
-Pooling: TypeAlias = Literal["mean", "cls", "last", "none"]
-"""How the vectors of a row's tokens become one: their mean, that of the first (which is [CLS] with
-BERT's relatives), that of the last (with GPT's); ``"none"`` where the model gives one a row."""
-
-_POOLS: Final[dict[str, Callable[[Vectors, TokenMask], Vectors]]] = {
-    "mean": mean_of_tokens,
-    "cls": first_token,
-    "last": last_token,
-}
 
 _MAX_INFLIGHT: Final = 4
 """Calls of one list of texts that are out at once, as the parts of a large call are."""
@@ -165,7 +149,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
         self._input_name = input_name
         self._output_name = output_name
         self._normalize = normalize
-        self._pooling = pooling
+        self._pooling: Pooling | None = pooling
         self._texts = text_options(
             name,
             tokenizer,
@@ -255,7 +239,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
         return bind_one(signature, self._input_name, output.name)
 
     def _output(self, signature: Signature) -> TensorSpec:
-        of_tokens = None if self._pooling is None else self._pooling in _POOLS
+        of_tokens = None if self._pooling is None else self._pooling in POOLS
         return vector_output(signature.spec, self._output_name, of_tokens=of_tokens)
 
     def _feed(
@@ -290,7 +274,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
 
     def _read(self, binding: Binding, reply: Reply, rows: int, context: None) -> Embeddings:
         del context
-        return self._scaled(self._vectors(binding, reply, rows, None))
+        return self._scaled(pooled(binding, reply, rows, None, self._pooling))
 
     # --- texts that are tokenised here ---
 
@@ -343,7 +327,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
         self, binding: Binding, groups: Sequence[TextGroup], replies: Sequence[Reply]
     ) -> Embeddings:
         parts = [
-            self._vectors(binding, reply, len(group.rows), group.mask)
+            pooled(binding, reply, len(group.rows), group.mask, self._pooling)
             for group, reply in zip(groups, replies, strict=True)
         ]
         if len(parts) == 1:
@@ -360,30 +344,6 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
         return self._scaled(vectors)
 
     # --- vectors ---
-
-    def _vectors(
-        self, binding: Binding, reply: Reply, rows: int, mask: TokenMask | None
-    ) -> Embeddings:
-        """Return one vector a row, of which the real tokens are those of the mask, or all."""
-        raw = binding.floats(reply, binding.output, rows)
-        pool = _POOLS.get(self._pooling or "none")
-        if pool is None:
-            if raw.ndim < 2 or any(axis != 1 for axis in raw.shape[2:]):
-                raise self._wrong_shape(binding, "[batch, D]", raw)
-            return raw.reshape(raw.shape[:2])
-        least = 1 if mask is None else mask.shape[1]
-        if raw.ndim != 3 or raw.shape[1] < least:
-            raise self._wrong_shape(binding, f"[batch, {least} tokens or more, D]", raw)
-        if mask is None:
-            mask = np.ones(raw.shape[:2], np.bool_)
-        return pool(raw[:, : mask.shape[1]], mask)
-
-    def _wrong_shape(self, binding: Binding, expected: str, got: Embeddings) -> ProtocolError:
-        return ProtocolError(
-            f"model {self._name!r}, output {binding.output.name!r}: expected {expected}, got "
-            f"{shape_text(got.shape)}",
-            model=self._name,
-        )
 
     def _scaled(self, vectors: Embeddings) -> Embeddings:
         return l2_normalise(vectors) if self._normalize else vectors

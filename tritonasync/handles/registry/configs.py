@@ -16,10 +16,11 @@ from tritonasync.core.errors import ConfigurationError
 from tritonasync.handles.architecture import Plug
 from tritonasync.handles.classifier import Activation, Classifier
 from tritonasync.handles.detector import Detector
-from tritonasync.handles.encoder import Encoder, Pooling
+from tritonasync.handles.encoder import Encoder
 from tritonasync.handles.labels import LabelsLike
 from tritonasync.handles.registry.config import HandleConfig, HandleParts
 from tritonasync.handles.slot import Casting
+from tritonasync.handles.text.pooling import Pooling
 from tritonasync.handles.vision.decoding.choice import CHOICES
 from tritonasync.handles.vision.images import (
     ChannelOrder,
