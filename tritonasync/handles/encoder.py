@@ -299,10 +299,8 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
 
         prepared = await self._prepared(prepare, work_nbytes, deadline)
         binding, groups = prepared.context
-        replies = await side_by_side(
-            [partial(self._send_group, binding, group, deadline) for group in groups],
-            max_inflight=_MAX_INFLIGHT,
-        )
+        send = partial(self._send_group, binding, deadline)
+        replies = await side_by_side(send, groups, max_inflight=_MAX_INFLIGHT)
         read = partial(self._read_groups, binding, groups, replies)
         if sum(map(reply_nbytes, replies)) < LONG_NBYTES:
             return read()
@@ -319,7 +317,7 @@ class Encoder(RowHandle[Embeddings], Mappable[ImageLike, Embeddings]):
             return work()
         return await in_worker(work, deadline=deadline, model=self._name)
 
-    async def _send_group(self, binding: Binding, group: TextGroup, deadline: Deadline) -> Reply:
+    async def _send_group(self, binding: Binding, deadline: Deadline, group: TextGroup) -> Reply:
         rows, names = binding.call_rows(len(group.rows)), binding.output_names
         return await self._send(group.tensors, rows, names, Request(deadline), group.padding)
 

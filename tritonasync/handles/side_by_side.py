@@ -9,44 +9,71 @@ alone, as it is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TypeVar, cast
 
-import anyio
+from anyio import CancelScope
 
+_I = TypeVar("_I")
 _T = TypeVar("_T")
 
 
 async def side_by_side(
-    calls: Sequence[Callable[[], Awaitable[_T]]], *, max_inflight: int
+    call: Callable[[_I], Awaitable[_T]], items: Sequence[_I], *, max_inflight: int
 ) -> list[_T]:
-    """Return what the calls return, in their order.
+    """Return what the call gives for each item, in their order.
 
     Raises:
         Exception: As the first call that failed raised it; the others are cancelled.
     """
-    if len(calls) == 1:
-        return [await calls[0]()]
-    results: dict[int, _T] = {}
-    failures: list[Exception] = []
+    results: list[_T | None] = [None] * len(items)
+    shared = iter(enumerate(items))  # each takes the next when it is free
 
-    async def work(waiting: Iterator[tuple[int, Callable[[], Awaitable[_T]]]]) -> None:
-        for index, call in waiting:
-            try:
-                results[index] = await call()
-            except Exception as error:  # noqa: BLE001 - kept, and raised below
-                failures.append(error)
-                tasks.cancel_scope.cancel()
+    async def work() -> None:
+        for index, item in shared:
+            results[index] = await call(item)
 
-    shared = iter(enumerate(calls))  # each takes the next when it is free
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(max_inflight, len(calls))):
-            tasks.start_soon(work, shared)
-    if failures:
-        failure, *_ = failures
-        failures.clear()  # its frames refer to them, and it would refer to itself
+    workers = min(len(items), max_inflight)
+    if workers == 1:
+        await work()
+    elif workers:
+        await _all_of([work() for _ in range(workers)])
+    return cast("list[_T]", results)
+
+
+async def _all_of(works: Iterable[Coroutine[object, object, None]]) -> None:
+    """Run coroutines in tasks until all have ended, or the first has failed."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        error = _first_error(tasks)
+    finally:
+        await _ended(tasks)
+        tasks.clear()
+    if error is not None:
         try:
-            raise failure
+            raise error
         finally:
-            del failure
-    return [results[index] for index in range(len(calls))]
+            del error  # or it, its traceback and this frame would hold one another
+
+
+def _first_error(tasks: Sequence[asyncio.Task[None]]) -> BaseException | None:
+    errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+    error = next(filter(None, errors), None)
+    if error is None and any(task.cancelled() for task in tasks):  # by none of this file
+        return asyncio.CancelledError()
+    return error
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel the tasks that have not ended, and wait for them."""
+    out = [task for task in tasks if not task.done()]
+    for task in out:
+        task.cancel()
+    if out:
+        with CancelScope(shield=True):  # they have been told, and take a turn or two
+            await asyncio.wait(out)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # has been looked at

@@ -10,15 +10,14 @@ error leaves as what it is, not in a group.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
-from anyio import CancelScope, move_on_after
+from anyio import move_on_after
 
 from tritonasync.core.checks import is_count
 from tritonasync.core.deadline import NEVER, Deadline
@@ -26,6 +25,7 @@ from tritonasync.core.errors import ConfigurationError, DeadlineExceededError, I
 from tritonasync.core.offload import in_worker
 from tritonasync.handles.base import Handle
 from tritonasync.handles.flow.bulk import IN_FLIGHT, Mappable, fitting_in_flight
+from tritonasync.handles.side_by_side import side_by_side
 
 _T = TypeVar("_T")
 
@@ -200,57 +200,12 @@ async def at_once(
     If one fails, the others are cancelled and waited for, and its error is raised, with a note that
     says which item it was.
     """
-    results: list[_T | None] = [None] * len(items)
-    todo = iter(range(len(items)))
 
-    async def work() -> None:
-        for index in todo:
-            try:
-                results[index] = await run(items[index])
-            except Exception as error:
-                error.add_note(f"at item {index} (from 0) of {len(items)}")
-                raise
-
-    workers = min(len(items), most)
-    if workers == 1:
-        await work()
-    elif workers:
-        await _all_of([work() for _ in range(workers)])
-    return cast("list[_T]", results)
-
-
-async def _all_of(works: Iterable[Coroutine[object, object, None]]) -> None:
-    """Run coroutines in tasks until all have ended, or the first has failed."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        error = _first_error(tasks)
-    finally:
-        await _ended(tasks)
-        tasks.clear()
-    if error is not None:
+    async def noted(index: int) -> _T:
         try:
-            raise error
-        finally:
-            del error  # or it, its traceback and this frame would hold one another
+            return await run(items[index])
+        except Exception as error:
+            error.add_note(f"at item {index} (from 0) of {len(items)}")
+            raise
 
-
-def _first_error(tasks: Sequence[asyncio.Task[None]]) -> BaseException | None:
-    errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-    error = next(filter(None, errors), None)
-    if error is None and any(task.cancelled() for task in tasks):  # by none of this file
-        return asyncio.CancelledError()
-    return error
-
-
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel the tasks that have not ended, and wait for them."""
-    out = [task for task in tasks if not task.done()]
-    for task in out:
-        task.cancel()
-    if out:
-        with CancelScope(shield=True):  # they have been told, and take a turn or two
-            await asyncio.wait(out)
-    for task in tasks:
-        if task.done() and not task.cancelled():
-            task.exception()  # has been looked at
+    return await side_by_side(noted, range(len(items)), max_inflight=most)
