@@ -325,10 +325,12 @@ def test_a_uint8_canvas_is_padded_in_grey_and_rounded():
 
 
 @pytest.mark.parametrize("scaling", ["unit", "imagenet"])
-def test_bf16_has_the_same_bits_without_ml_dtypes(scaling, monkeypatch):
+def test_bf16_has_the_same_bits_without_ml_dtypes(scaling, monkeypatch, request):
+    request.addfinalizer(canvas_of.cache_clear)  # what is remembered is of another environment
     image = random_image(40, 50, 3)
     expected, _ = rendered([image], datatype="BF16", scaling=scaling)
     monkeypatch.setattr("tritonasync.handles.vision.images.numpy_dtype", lambda _: np.dtype("<u2"))
+    canvas_of.cache_clear()
     tensor, _ = rendered([image], datatype="BF16", scaling=scaling)
     assert tensor.dtype == np.uint16
     np.testing.assert_array_equal(tensor, expected.view(np.uint16))

@@ -34,7 +34,6 @@ from tritonasync.handles.row import RowHandle
 from tritonasync.handles.signature import Signature
 from tritonasync.handles.slot import Casting, shape_text
 from tritonasync.handles.typed import Feed
-from tritonasync.handles.vision.canvas import Canvas
 from tritonasync.handles.vision.images import (
     ImageLike,
     ImageOptions,
@@ -134,7 +133,6 @@ class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]
         self._activation = activation
         self._choice = Choice(top_k, threshold)
         self._rules = image_rules(subject, images, resize="stretch")
-        self._fit: tuple[Binding, Canvas] | None = None
 
     async def __call__(
         self, batch: npt.ArrayLike | Sequence[ImageLike], *, timeout_s: float | None = None
@@ -186,12 +184,6 @@ class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]
             raise self._labels.misfit(classes)
         return binding
 
-    def _canvas(self, binding: Binding) -> Canvas:
-        fit = self._fit
-        if fit is None or fit[0] is not binding:
-            fit = self._fit = binding, canvas_of(binding, self._rules)
-        return fit[1]
-
     def _goes_as_it_is(self, binding: Binding, value: object) -> bool:
         return not self._rules.given and binding.is_plain(value)
 
@@ -199,7 +191,7 @@ class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]
         if self._goes_as_it_is(binding, value):
             return 0
         if are_images(value, binding, item=item, rules=self._rules):
-            return self._canvas(binding).work_nbytes([value] if item else value)
+            return canvas_of(binding, self._rules).work_nbytes([value] if item else value)
         return binding.signature.conversion_nbytes({binding.input.name: value})
 
     def _feed(
@@ -211,7 +203,7 @@ class Classifier(RowHandle[Classifications], Mappable[ImageLike, Classification]
                 return Feed(ready[0], ready[1], None)
         if not are_images(value, binding, item=item, rules=self._rules):
             return Feed(*binding.tensors(value, item=item), None)
-        rendered = self._canvas(binding).render([value] if item else value, deadline)
+        rendered = canvas_of(binding, self._rules).render([value] if item else value, deadline)
         return Feed(*binding.tensors(rendered.tensor, item=False), None)
 
     # --- after ---

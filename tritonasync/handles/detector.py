@@ -138,7 +138,6 @@ class Detector(TypedHandle[list[Detections], Placed], Mappable[ImageLike, Detect
                 score_threshold, iou_threshold, max_detections, class_agnostic, class_offset
             ),
         )
-        self._fit: tuple[Binding, Canvas] | None = None
 
     async def __call__(
         self, images: Iterable[ImageLike] | npt.ArrayLike, *, timeout_s: float | None = None
@@ -175,16 +174,10 @@ class Detector(TypedHandle[list[Detections], Placed], Mappable[ImageLike, Detect
 
     # --- before ---
 
-    def _canvas(self, binding: Binding) -> Canvas:
-        fit = self._fit  # worker threads of other calls may put theirs meanwhile
-        if fit is None or fit[0] is not binding:
-            fit = self._fit = binding, canvas_of(binding, self._rules)
-        return fit[1]
-
     def _bind(self, signature: Signature) -> Binding:
         binding = bind_some(signature, self._input_name, self._outputs)
         if self._plug is None or self._plug.postprocess is None:
-            self._reading.check(binding, fixed_size(self._canvas(binding)))
+            self._reading.check(binding, fixed_size(canvas_of(binding, self._rules)))
         return binding
 
     def _tensor_of(self, binding: Binding, value: object) -> bool:
@@ -198,13 +191,15 @@ class Detector(TypedHandle[list[Detections], Placed], Mappable[ImageLike, Detect
 
     def _work_nbytes(self, binding: Binding, value: object, *, item: bool) -> int:
         del item
-        return self._canvas(binding).work_nbytes(value)  # a tensor is no more work than images
+        return canvas_of(binding, self._rules).work_nbytes(
+            value
+        )  # a tensor is no more work than images
 
     def _feed(
         self, binding: Binding, value: object, *, item: bool, deadline: Deadline
     ) -> Feed[Placed]:
         del item
-        canvas = self._canvas(binding)
+        canvas = canvas_of(binding, self._rules)
         if self._tensor_of(binding, value):
             tensors, rows = binding.tensors(value, item=False)
             height, width = size = _size(canvas, tensors[0].shape)

@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, cast, get_args
 
@@ -208,6 +209,7 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
 # --- from the signature ------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=512)
 def canvas_of(binding: Binding, rules: ImageRules) -> Canvas:
     """Return what the model takes of an image, by its input and the user's options.
 
